@@ -1,0 +1,3 @@
+//! The `hangar` program.
+
+fn main() {}

@@ -1,0 +1,201 @@
+//! What supervisor and worker say to each other over their socket pair.
+//!
+//! Every message is a frame: its length in bytes as a little-endian u32, then JSON. The supervisor
+//! opens with [`ToWorker::Start`]; the worker plans, asks for a lease, runs and ends with
+//! [`FromWorker::Finished`]. End of file on the socket means that the other side is gone.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The largest frame either side accepts, in bytes; it bounds what a broken peer can make us hold.
+pub const MAX_FRAME_BYTES: usize = 4 << 20;
+
+/// From the supervisor to its worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// The task to run. Always the first message, sent once.
+    Start(Box<Start>),
+    /// The answer to [`FromWorker::AcquireLease`].
+    Granted(Grant),
+    /// The lease was refused for good.
+    Refused(Failure),
+    /// The user cancelled the task: host calls fail from now on.
+    Cancel,
+}
+
+/// From a worker to its supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The plans are made; this many bytes are needed on each device before work can start.
+    AcquireLease(LeaseRequest),
+    /// The backend opened its session: the device on which the kernels run, by the backend's word.
+    Running {
+        /// `cpu` or `cuda:N`.
+        device: String,
+    },
+    /// How much is done, 0 to 1.
+    Progress {
+        /// 0 to 1.
+        fraction: f64,
+        /// On what.
+        message: String,
+    },
+    /// Metrics of an epoch.
+    Metrics(Metrics),
+    /// A line of the task's log.
+    Log {
+        /// `debug`, `info`, `warning` or `error`.
+        level: String,
+        /// One line.
+        message: String,
+    },
+    /// A file was written into the task's folder.
+    Artifact {
+        /// Its plain file name.
+        name: String,
+    },
+    /// The worker lives; sent every second.
+    Heartbeat,
+    /// The lease was dropped by the plugin before the task's end.
+    LeaseReleased,
+    /// The task ended; the last message.
+    Finished {
+        /// None on success.
+        failure: Option<Failure>,
+    },
+}
+
+/// All that a worker needs to know of its task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Start {
+    /// The task's identity.
+    pub task_id: String,
+    /// The plugin's file: a copy that stays as it is while the task runs.
+    pub plugin: PathBuf,
+    /// `training` or `inference`.
+    pub kind: String,
+    /// Checked, with defaults filled in.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+    /// The device that the user chose, which wins over the plugin's wish; none leaves the choice
+    /// to the plugin.
+    pub device: Option<String>,
+    /// Every device of the machine.
+    pub devices: Vec<DeviceFacts>,
+    /// The data sets granted.
+    pub data: Vec<DataGrant>,
+    /// Weights to load, where the user gave some.
+    pub weights: Option<PathBuf>,
+    /// The task's folder for checkpoints and artifacts. It exists.
+    pub output: PathBuf,
+    /// The folder of compiled plugins.
+    pub compile_cache: PathBuf,
+    /// Threads for compute on the CPU.
+    pub threads: usize,
+    /// What the plugin may use.
+    pub limits: Limits,
+}
+
+/// A device as plugins see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeviceFacts {
+    /// `cpu` or `cuda:N`.
+    pub selector: String,
+    /// Product name.
+    pub name: String,
+    /// All memory, in bytes.
+    pub total_bytes: u64,
+    /// `uuid`, `compute-capability`, `free-bytes`, `schedulable`, `reason`.
+    pub properties: Vec<(String, String)>,
+}
+
+/// A data set that the user granted to the task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DataGrant {
+    /// `train`, `validation` or `input`.
+    pub name: String,
+    /// A folder or a file.
+    pub path: PathBuf,
+    /// A part of what is there, such as `train` or `test`; none for all of it.
+    pub part: Option<String>,
+}
+
+/// Limits of one plugin instance.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Limits {
+    /// Linear memories together, in bytes.
+    pub memory_bytes: usize,
+    /// Elements of all tables together.
+    pub table_elements: usize,
+    /// Host resources held at once.
+    pub handles: usize,
+    /// Time the plugin may compute between two host calls, in milliseconds.
+    pub compute_milliseconds: u64,
+    /// Time the whole task may take, in seconds.
+    pub wall_seconds: u64,
+    /// What a plugin may log and write as artifacts, in bytes.
+    pub artifact_bytes: u64,
+}
+
+impl Default for Limits {
+    /// 256 MiB of memory, 100,000 table elements, 4,096 handles, 10 s between host calls, 7 days,
+    /// 1 GiB of artifacts.
+    fn default() -> Self {
+        Self {
+            memory_bytes: 256 << 20,
+            table_elements: 100_000,
+            handles: 4_096,
+            compute_milliseconds: 10_000,
+            wall_seconds: 7 * 24 * 3600,
+            artifact_bytes: 1 << 30,
+        }
+    }
+}
+
+/// What a worker needs to go on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LeaseRequest {
+    /// `cpu`, `cuda` or `cuda:N`: the user's choice, else the plugin's.
+    pub device: String,
+    /// Bytes on each device.
+    pub bytes: u64,
+    /// Devices wanted.
+    pub replicas: u32,
+}
+
+/// A lease as the worker holds it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Grant {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// The GPU's UUID; none for the CPU.
+    pub uuid: Option<String>,
+    /// Bytes granted.
+    pub bytes: u64,
+    /// Why the CPU was granted where a GPU was asked for.
+    pub fallback_reason: Option<String>,
+}
+
+/// Metrics of an epoch, as the plugin reported them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Metrics {
+    /// From 1.
+    pub epoch: u64,
+    /// Epochs in all.
+    pub epochs: u64,
+    /// `epoch_start`, `training`, `validation`, `epoch_end` or `completed`.
+    pub stage: String,
+    /// By name; not-a-number and infinities are left out, as JSON has none.
+    pub values: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Why something failed, for records and users.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A stable dotted code.
+    pub code: String,
+    /// For a person.
+    pub message: String,
+}
