@@ -1,0 +1,153 @@
+//! A task as it is recorded and shown: what was asked, how far it is, how it ended.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// What a task does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// Trains a model.
+    Training,
+    /// Runs a trained model on data.
+    Inference,
+}
+
+/// Where a task stands.
+///
+/// ```text
+/// pending ─▶ queued ─▶ running ─▶ completed
+///    │          │         ├─────▶ failed
+///    └──────────┴─────────┴─────▶ cancelled
+/// running (host ended) ─▶ interrupted
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskState {
+    /// Recorded, not yet in the queue.
+    Pending,
+    /// Waits for a worker or a device; planning counts as queued.
+    Queued,
+    /// Holds a lease.
+    Running,
+    /// Ended well.
+    Completed,
+    /// Ended with an error.
+    Failed,
+    /// Ended by the user.
+    Cancelled,
+    /// The host ended while the task ran.
+    Interrupted,
+}
+
+impl TaskState {
+    /// Whether the task has ended.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Pending | Self::Queued | Self::Running)
+    }
+}
+
+/// A data set named by a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataSource {
+    /// `train`, `validation` or `input`.
+    pub name: String,
+    /// A folder or a file, canonical and inside a granted root.
+    pub path: PathBuf,
+    /// A part of what is there, such as `train`; none for all of it.
+    pub part: Option<String>,
+}
+
+/// A checked request for a task: paths resolved, device parsed, parameters checked and filled in.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// The client's id, or none for a new UUID (version 4).
+    pub id: Option<String>,
+    /// What to do.
+    pub kind: TaskKind,
+    /// The plugin's name.
+    pub plugin: String,
+    /// SHA-256 of the plugin's file, in hexadecimal.
+    pub plugin_hash: String,
+    /// The registry's copy of the plugin's file, which never changes.
+    pub plugin_file: PathBuf,
+    /// One of the plugin's models.
+    pub model: String,
+    /// The plugin's parameters.
+    pub parameters: Map<String, Value>,
+    /// The device chosen by the user; none leaves the choice to the plugin.
+    pub device: Option<String>,
+    /// 1 (first) to 10.
+    pub priority: u8,
+    /// The user's note.
+    pub description: Option<String>,
+    /// Data sets granted.
+    pub data: Vec<DataSource>,
+    /// Weights to load.
+    pub weights: Option<PathBuf>,
+    /// The folder for checkpoints and artifacts; none for one of the task's own in the state folder.
+    pub output: Option<PathBuf>,
+}
+
+/// A task as it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// The identity.
+    pub id: String,
+    /// What it does.
+    pub kind: TaskKind,
+    /// Where it stands.
+    pub state: TaskState,
+    /// The plugin's name.
+    pub plugin: String,
+    /// SHA-256 of the plugin's file, in hexadecimal.
+    pub plugin_hash: String,
+    /// The registry's copy of the plugin's file, which never changes.
+    pub plugin_file: PathBuf,
+    /// The plugin's model.
+    pub model: String,
+    /// The plugin's parameters.
+    pub parameters: Map<String, Value>,
+    /// The device asked for.
+    pub device_requested: Option<String>,
+    /// The device on which the backend ran; none before it did.
+    pub device: Option<String>,
+    /// Why the CPU was used where a GPU was asked for.
+    pub fallback_reason: Option<String>,
+    /// Why the task waits, while it does.
+    pub waiting_reason: Option<String>,
+    /// Bytes of the lease on each device.
+    pub lease_bytes: Option<u64>,
+    /// 1 (first) to 10.
+    pub priority: u8,
+    /// The user's note.
+    pub description: Option<String>,
+    /// The last thing to know, for people.
+    pub message: String,
+    /// The dotted code of the error that ended it.
+    pub error_code: Option<String>,
+    /// 0 to 100.
+    pub progress: f64,
+    /// Epoch reached, from 1.
+    pub current_epoch: Option<u64>,
+    /// Epochs in all.
+    pub total_epochs: Option<u64>,
+    /// The newest metrics by name.
+    pub latest_metrics: Map<String, Value>,
+    /// Data sets granted.
+    pub data: Vec<DataSource>,
+    /// Weights to load.
+    pub weights: Option<PathBuf>,
+    /// The folder of checkpoints and artifacts.
+    pub output: PathBuf,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub updated_at: String,
+    /// When it began to run.
+    pub started_at: Option<String>,
+    /// When it ended.
+    pub ended_at: Option<String>,
+}

@@ -1,0 +1,3 @@
+//! A worker runs one task in a process of its own.
+
+pub mod protocol;
