@@ -2,6 +2,7 @@
 #![allow(
     missing_docs,
     clippy::allow_attributes_without_reason,
+    clippy::error_impl_error,
     clippy::undocumented_unsafe_blocks,
     clippy::mem_forget,
     reason = "generated code"

@@ -169,8 +169,8 @@ struct Trainer<'a> {
 }
 
 impl Trainer<'_> {
-    /// One epoch, numbered from 1: training, validation, metrics, checkpoints.
-    fn epoch(&mut self, epoch: u64) -> Result<()> {
+    /// One epoch, numbered from 1: training, validation, metrics, checkpoints. Gives its metrics.
+    fn epoch(&mut self, epoch: u64) -> Result<Vec<(&'static str, f64)>> {
         let epochs = self.settings.epochs;
         let rate = self.session.current_learning_rate();
         metrics(epoch, epochs, "epoch_start", &[("learning_rate", rate)]);
@@ -201,15 +201,7 @@ impl Trainer<'_> {
             &[("learning_rate", rate), ("best_acc", self.best)],
         ]
         .concat();
-        let stage = if epoch == epochs {
-            "completed"
-        } else {
-            "epoch_end"
-        };
         metrics(epoch, epochs, "epoch_end", &all);
-        if stage == "completed" {
-            metrics(epoch, epochs, stage, &all);
-        }
         task::log(
             "info",
             &format!(
@@ -217,7 +209,7 @@ impl Trainer<'_> {
                 train.loss, train.accuracy, validation.loss, validation.accuracy
             ),
         );
-        Ok(())
+        Ok(all)
     }
 
     /// Runs a plan over all batches of its data.
@@ -262,15 +254,15 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     let model = pipeline.chosen(parameters)?;
     let (training, validation) = datasets(pipeline, &settings)?;
     let classes = training.classes();
-    let count = match u32::try_from(classes.len()) {
-        Ok(count @ 2..) => count,
-        _ => {
-            let message = format!(
-                "the training data has {} classes: give data with two or more",
-                classes.len()
-            );
-            return Err(error("data.classes", message));
-        }
+    let count = u32::try_from(classes.len())
+        .ok()
+        .filter(|&count| count >= 2);
+    let Some(count) = count else {
+        let message = format!(
+            "the training data has {} classes: give data with two or more",
+            classes.len()
+        );
+        return Err(error("data.classes", message));
     };
     let metadata = [
         ("plugin", pipeline.name.to_owned()),
@@ -321,11 +313,13 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
         metadata,
         best,
     };
+    let mut last = Vec::new();
     for epoch in 1..=settings.epochs {
-        trainer
+        last = trainer
             .epoch(epoch)
             .inspect_err(|error| say_if_cancelled(error, epoch))?;
     }
+    metrics(settings.epochs, settings.epochs, "completed", &last);
     task::progress(1.0, "completed");
     Ok(())
 }
