@@ -1,5 +1,4 @@
-// The project that `hangar new NAME` writes: `(path, content)`, with `{{name}}` for the name in both.
-// Included by the host with `include!`; paths are relative to this file.
+/// The project that `hangar new NAME` writes: `(path, content)`, with `{{name}}` where the name goes.
 pub const FILES: &[(&str, &str)] = &[
     ("Cargo.toml", include_str!("Cargo.toml.template")),
     ("src/lib.rs", include_str!("lib.rs.template")),

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-SAMPLES, SIZE, HOP, FLOOR = 6144, 256, 128, 1e-3
+SAMPLES, SIZE, HOP, FLOOR = 6144, 128, 64, 1e-3
 
 
 def read(folder):

@@ -7,11 +7,12 @@ use hangar_sdk::{
 
 /// Samples of a recording, 0.77 s at 8 kHz; 97 in 100 recordings are shorter.
 const SAMPLES: u32 = 6144;
-/// Samples of a spectrum, 32 ms: 129 frequencies up to 4 kHz.
-const SIZE: u32 = 256;
+/// Samples of a spectrum, 16 ms: 65 frequencies up to 4 kHz, which show the formants and not the
+/// pitch of a voice.
+const SIZE: u32 = 128;
 /// Samples between spectra.
-const HOP: u32 = 128;
-/// Power below which nothing is heard: a full-scale tone has 4096.
+const HOP: u32 = 64;
+/// Power below which nothing is heard: a full-scale tone has 1024.
 const FLOOR: f64 = 1e-3;
 
 /// Samples `[batch, samples]` → logarithm of the power spectrogram → logits `[batch, classes]`.

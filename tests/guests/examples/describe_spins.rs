@@ -1,0 +1,4 @@
+//! Never returns from `describe`.
+guests::guest!(|| Ok(()), || loop {
+    std::hint::spin_loop();
+});

@@ -1,0 +1,2 @@
+//! Panics.
+guests::guest!(|| panic!("this guest panics"));
