@@ -67,7 +67,7 @@ pub(crate) fn schema(properties: Vec<Property>) -> Value {
         .into_iter()
         .map(|property| (property.name.to_owned(), Value::Object(property.schema)))
         .collect();
-    json!({ "type": "object", "properties": properties, "additionalProperties": false })
+    json!({ "type": "object", "properties": properties })
 }
 
 /// The parameters of the running task. The host has checked them against the schema and filled in
