@@ -1,0 +1,64 @@
+//! What a backend does: open plans, and run them.
+
+use std::sync::atomic::AtomicBool;
+
+use crate::error::Error;
+use crate::graph::Role;
+use crate::plan::Plan;
+use crate::schedule::Schedule;
+use crate::tensor::HostTensor;
+
+/// A variable of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterInfo {
+    /// The dotted name.
+    pub name: String,
+    /// The sizes.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// A device that runs plans.
+pub trait Backend: Send + Sync {
+    /// The device: `cpu` or `cuda:N`.
+    fn device(&self) -> &str;
+
+    /// Allocates and initialises all that the plans need. Errors: `memory.exceeds-lease` where that
+    /// is more than `budget_bytes`, `model.parameter` where plans disagree on a variable.
+    fn open(&self, plans: Vec<Plan>, budget_bytes: u64) -> Result<Box<dyn Session>, Error>;
+}
+
+/// Plans ready to run, with their variables.
+pub trait Session: Send {
+    /// The device on which the kernels run.
+    fn device(&self) -> &str;
+
+    /// Runs a plan on `batch` samples. Errors: `model.plan`, `model.input` for an input that is
+    /// missing or does not fit, `data.label`, `task.cancelled` once `cancel` is set.
+    fn run(&mut self, plan: usize, batch: usize, inputs: &[(&str, &HostTensor)], cancel: &AtomicBool) -> Result<(), Error>;
+
+    /// An output of the last run of a plan. Errors: `model.plan`, `model.output`.
+    fn output(&self, plan: usize, name: &str) -> Result<HostTensor, Error>;
+
+    /// Every variable, in the order of the plans.
+    fn parameters(&self) -> Vec<ParameterInfo>;
+
+    /// A variable's values. Errors: `model.parameter`.
+    fn download(&self, name: &str) -> Result<HostTensor, Error>;
+
+    /// Replaces a variable's values. Errors: `model.parameter` for an unknown name or another shape.
+    fn upload(&mut self, name: &str, value: &HostTensor) -> Result<(), Error>;
+
+    /// Sets the learning rates of the steps to come.
+    fn set_schedule(&mut self, schedule: Schedule);
+
+    /// The learning rate of the next step.
+    fn learning_rate(&self) -> f64;
+
+    /// Optimizer steps done.
+    fn steps(&self) -> u64;
+
+    /// Memory that the session holds, in bytes.
+    fn used_bytes(&self) -> u64;
+}

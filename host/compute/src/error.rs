@@ -1,0 +1,56 @@
+//! The crate's error: a stable code, a message with the figures, and the graph value it is about.
+
+use crate::graph::Value;
+
+/// Why a graph, a plan or a run was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    code: &'static str,
+    message: String,
+    node: Option<u32>,
+}
+
+impl Error {
+    /// An error with a dotted code, such as `graph.shape`.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            node: None,
+        }
+    }
+
+    /// The same error about a graph value.
+    #[must_use]
+    pub fn at(mut self, value: Value) -> Self {
+        self.node = Some(value.0);
+        self
+    }
+
+    /// The stable dotted code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The number of the graph value at which the error arose.
+    pub fn node(&self) -> Option<u32> {
+        self.node
+    }
+
+    pub(crate) fn shape(message: impl Into<String>) -> Self {
+        Self::new("graph.shape", message)
+    }
+
+    pub(crate) fn dtype(message: impl Into<String>) -> Self {
+        Self::new("graph.dtype", message)
+    }
+
+    pub(crate) fn attribute(message: impl Into<String>) -> Self {
+        Self::new("graph.attribute", message)
+    }
+
+    pub(crate) fn limit(message: impl Into<String>) -> Self {
+        Self::new("graph.limit", message)
+    }
+}

@@ -1,0 +1,170 @@
+//! Two-dimensional convolution.
+
+use super::{Op, Typed, float};
+use crate::builder::Builder;
+use crate::dtype::DType;
+use crate::error::Error;
+use crate::graph::{Node, Value};
+use crate::shape::{Dim, Shape};
+
+/// Attributes; pairs are (vertical, horizontal).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Distance between windows.
+    pub stride: (u32, u32),
+    /// Zeros on either side.
+    pub padding: (u32, u32),
+    /// Distance between the elements of a window.
+    pub dilation: (u32, u32),
+    /// Groups of channels that do not mix.
+    pub groups: u32,
+}
+
+impl Default for Conv2d {
+    /// Stride 1, no padding, dilation 1, one group.
+    fn default() -> Self {
+        Self { stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 }
+    }
+}
+
+/// ⌊(size + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1; none where no window fits.
+pub(crate) fn windows(size: u64, kernel: u64, stride: u32, padding: u32, dilation: u32) -> Option<u64> {
+    let reach = u64::from(dilation).checked_mul(kernel.checked_sub(1)?)?.checked_add(1)?;
+    let padded = size.checked_add(2 * u64::from(padding))?;
+    Some(padded.checked_sub(reach)? / u64::from(stride) + 1)
+}
+
+/// `[batch, channels, height, width]` of a node.
+pub(crate) fn image(name: &str, node: &Node) -> Result<(Dim, u64, u64, u64), Error> {
+    float(name, node)?;
+    match node.shape.0[..] {
+        [n, Dim::Fixed(c), Dim::Fixed(h), Dim::Fixed(w)] => Ok((n, c, h, w)),
+        _ => Err(Error::shape(format!(
+            "{name} takes [batch, channels, height, width], not {}",
+            node.shape
+        ))),
+    }
+}
+
+pub(crate) fn conv2d(c: &Conv2d, x: &Node, weight: &Node, bias: Option<&Node>) -> Result<Typed, Error> {
+    let (n, channels, height, width) = image("conv2d", x)?;
+    let (out, per_group, kernel_height, kernel_width) = image("conv2d", weight)?;
+    let Dim::Fixed(out) = out else {
+        return Err(Error::shape(format!("conv2d: weight {} holds the batch", weight.shape)));
+    };
+    let positive = [c.stride.0, c.stride.1, c.dilation.0, c.dilation.1, c.groups];
+    if positive.contains(&0) {
+        return Err(Error::attribute("conv2d: stride, dilation and groups must be at least 1"));
+    }
+    let groups = u64::from(c.groups);
+    let refuse = |why: String| {
+        Error::shape(format!("conv2d: x {} and weight {}: {why}", x.shape, weight.shape))
+    };
+    if per_group.checked_mul(groups) != Some(channels) || out == 0 || out % groups != 0 {
+        return Err(refuse(format!("channels do not fit {groups} groups")));
+    }
+    if let Some(bias) = bias {
+        float("conv2d", bias)?;
+        if bias.shape != Shape::fixed(&[out]) {
+            return Err(refuse(format!("bias {} is not [{out}]", bias.shape)));
+        }
+    }
+    let rows = windows(height, kernel_height, c.stride.0, c.padding.0, c.dilation.0);
+    let columns = windows(width, kernel_width, c.stride.1, c.padding.1, c.dilation.1);
+    let (Some(rows), Some(columns)) = (rows, columns) else {
+        return Err(refuse("the kernel does not fit into the padded image".into()));
+    };
+    let shape = vec![n, Dim::Fixed(out), Dim::Fixed(rows), Dim::Fixed(columns)];
+    Ok((DType::F32, Shape(shape)))
+}
+
+/// y = x ⋆ w + b: dx is the transposed convolution of dy with w, dw the correlation of x with dy,
+/// db the sum of dy over batch, height and width.
+pub(crate) fn gradient(
+    b: &mut Builder,
+    conv: &Conv2d,
+    inputs: &[Value],
+    dy: Value,
+) -> Result<Vec<Option<Value>>, Error> {
+    let (x, weight) = (inputs[0], inputs[1]);
+    let typed = |b: &Builder, v: Value| (DType::F32, b.node(v).shape.clone());
+    let dx = b.push(Op::Conv2dInputGradient(*conv), &[dy, weight], typed(b, x))?;
+    let dw = b.push(Op::Conv2dWeightGradient(*conv), &[x, dy], typed(b, weight))?;
+    let mut gradients = vec![Some(dx), Some(dw)];
+    if inputs.len() > 2 {
+        gradients.push(Some(b.sum(dy, &[0, 2, 3], false)?));
+    }
+    Ok(gradients)
+}
+
+/// Images of a batch are processed in this many groups at most, side by side. A constant, so that
+/// results do not depend on the number of threads.
+pub(crate) const LANES: usize = 8;
+
+/// Sizes of a convolution at a given batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Geometry {
+    pub(crate) batch: usize,
+    pub(crate) channels: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) out: usize,
+    pub(crate) kernel: (usize, usize),
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) attributes: Conv2d,
+}
+
+impl Geometry {
+    /// From the shapes of x and weight, which the builder has checked; none otherwise.
+    pub(crate) fn new(attributes: &Conv2d, x: &[usize], weight: &[usize]) -> Option<Self> {
+        let (&[batch, channels, height, width], &[out, _, kernel_height, kernel_width]) = (x, weight)
+        else {
+            return None;
+        };
+        let c = attributes;
+        let count = |size: usize, kernel: usize, stride, padding, dilation| {
+            usize::try_from(windows(size as u64, kernel as u64, stride, padding, dilation)?).ok()
+        };
+        Some(Self {
+            batch,
+            channels,
+            height,
+            width,
+            out,
+            kernel: (kernel_height, kernel_width),
+            rows: count(height, kernel_height, c.stride.0, c.padding.0, c.dilation.0)?,
+            columns: count(width, kernel_width, c.stride.1, c.padding.1, c.dilation.1)?,
+            attributes: *attributes,
+        })
+    }
+
+    /// Rows of a group's patch matrix: channels of the group × window.
+    pub(crate) fn patch(&self) -> usize {
+        self.channels / self.attributes.groups as usize * self.kernel.0 * self.kernel.1
+    }
+
+    /// Pixels of a result.
+    pub(crate) fn pixels(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Whether the patch matrix is the image itself.
+    pub(crate) fn is_pointwise(&self) -> bool {
+        let c = &self.attributes;
+        self.kernel == (1, 1) && c.stride == (1, 1) && c.padding == (0, 0)
+    }
+
+    /// Lanes that a batch is divided into.
+    pub(crate) fn lanes(&self) -> usize {
+        self.batch.min(LANES)
+    }
+}
+
+/// Elements of workspace: a patch matrix a lane and, for the weight's gradient, a sum a lane.
+pub(crate) fn workspace(c: &Conv2d, x: &[usize], weight: &[usize], sums: bool) -> Option<usize> {
+    let g = Geometry::new(c, x, weight)?;
+    let patches = if g.is_pointwise() { 0 } else { g.patch().checked_mul(g.pixels())? };
+    let sum = if sums { weight.iter().try_fold(1usize, |n, &d| n.checked_mul(d))? } else { 0 };
+    patches.checked_add(sum)?.checked_mul(g.lanes())
+}
