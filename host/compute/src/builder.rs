@@ -65,7 +65,8 @@ impl Builder {
         })
     }
 
-    pub(crate) fn nodes(&self) -> usize {
+    /// The number of nodes so far.
+    pub fn nodes(&self) -> usize {
         self.graph.nodes.len()
     }
 

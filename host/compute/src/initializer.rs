@@ -1,9 +1,9 @@
 //! Initial values of parameters and buffers.
 //!
-//! Random values come from splitmix64 (Steele, Lea and Flood 2014) used as a counter-based
-//! generator: element i is a function of seed, name and i alone, the same on every machine.
+//! A random element i is a function of seed, name and i alone, the same on every machine.
 
 use crate::error::Error;
+use crate::random::{splitmix64, unit};
 use crate::shape::Shape;
 
 /// How a tensor is filled before training.
@@ -54,7 +54,7 @@ impl Initializer {
     /// Fills a tensor.
     pub fn fill(self, seed: u64, name: &str, out: &mut [f32]) {
         let key = name.bytes().fold(splitmix64(seed), |h, b| splitmix64(h ^ u64::from(b)));
-        let unit = |i: u64| (splitmix64(key.wrapping_add(i)) >> 11) as f64 / (1u64 << 53) as f64;
+        let unit = |i: u64| unit(key.wrapping_add(i));
         for (i, value) in (0u64..).zip(out) {
             *value = match self {
                 Self::Constant(v) => v,
@@ -70,13 +70,6 @@ impl Initializer {
             };
         }
     }
-}
-
-fn splitmix64(x: u64) -> u64 {
-    let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ pub mod initializer;
 mod ops;
 mod passes;
 pub mod plan;
+pub mod random;
 pub mod schedule;
 pub mod shape;
 pub mod tensor;
