@@ -4,12 +4,17 @@
 //! opens with [`ToWorker::Start`]; the worker plans, asks for a lease, runs and ends with
 //! [`FromWorker::Finished`]. End of file on the socket means that the other side is gone.
 
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The largest frame either side accepts, in bytes; it bounds what a broken peer can make us hold.
 pub const MAX_FRAME_BYTES: usize = 4 << 20;
+/// The bytes of a frame's length.
+const HEADER_BYTES: usize = 4;
 
 /// From the supervisor to its worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,6 +82,8 @@ pub struct Start {
     pub plugin: PathBuf,
     /// `training` or `inference`.
     pub kind: String,
+    /// The plugin's model.
+    pub model: String,
     /// Checked, with defaults filled in.
     pub parameters: serde_json::Map<String, serde_json::Value>,
     /// The device that the user chose, which wins over the plugin's wish; none leaves the choice
@@ -198,4 +205,141 @@ pub struct Failure {
     pub code: String,
     /// For a person.
     pub message: String,
+}
+
+/// Reads a message; none at the end of the stream between two messages. Errors: `InvalidData` for
+/// a frame that is too long or holds no such message, `UnexpectedEof` for a torn one.
+pub fn read_message<T: DeserializeOwned>(source: &mut impl Read) -> io::Result<Option<T>> {
+    let mut header = [0; HEADER_BYTES];
+    let mut filled = 0;
+    while filled < HEADER_BYTES {
+        match source.read(&mut header[filled..]) {
+            Ok(0) if filled == 0 => return Ok(None),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut frame = vec![0; frame_bytes(header)?];
+    source.read_exact(&mut frame)?;
+    serde_json::from_slice(&frame).map(Some).map_err(invalid)
+}
+
+/// Writes a message in one call. Errors: `InvalidData` for one that is too long.
+pub fn write_message(sink: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    sink.write_all(&encode(message)?)
+}
+
+/// Reads a message as [`read_message`] does.
+pub async fn receive<T: DeserializeOwned>(
+    source: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
+    let mut header = [0; HEADER_BYTES];
+    let mut filled = 0;
+    while filled < HEADER_BYTES {
+        match source.read(&mut header[filled..]).await? {
+            0 if filled == 0 => return Ok(None),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => filled += read,
+        }
+    }
+    let mut frame = vec![0; frame_bytes(header)?];
+    source.read_exact(&mut frame).await?;
+    serde_json::from_slice(&frame).map(Some).map_err(invalid)
+}
+
+/// Writes a message as [`write_message`] does.
+pub async fn send(
+    sink: &mut (impl AsyncWrite + Unpin),
+    message: &impl Serialize,
+) -> io::Result<()> {
+    sink.write_all(&encode(message)?).await
+}
+
+fn frame_bytes(header: [u8; HEADER_BYTES]) -> io::Result<usize> {
+    let length = u32::from_le_bytes(header) as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(invalid(format!(
+            "a frame of {length} bytes: at most {MAX_FRAME_BYTES} are allowed"
+        )));
+    }
+    Ok(length)
+}
+
+fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; HEADER_BYTES];
+    serde_json::to_writer(&mut frame, message).map_err(invalid)?;
+    let length = frame.len() - HEADER_BYTES;
+    if length > MAX_FRAME_BYTES {
+        return Err(invalid(format!(
+            "a message of {length} bytes: at most {MAX_FRAME_BYTES} are allowed"
+        )));
+    }
+    frame[..HEADER_BYTES].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(frame)
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> io::Result<Option<ToWorker>> {
+        read_message(&mut &bytes[..])
+    }
+
+    #[test]
+    fn a_message_is_read_as_it_was_written_and_then_the_stream_ends() {
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, &ToWorker::Cancel).unwrap();
+        let mut source = &bytes[..];
+        let message: Option<ToWorker> = read_message(&mut source).unwrap();
+        assert!(matches!(message, Some(ToWorker::Cancel)));
+        let end: Option<ToWorker> = read_message(&mut source).unwrap();
+        assert!(end.is_none());
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_is_refused_before_it_is_held() {
+        let error = read(&u32::MAX.to_le_bytes()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let long = "x".repeat(MAX_FRAME_BYTES);
+        assert!(write_message(&mut Vec::new(), &long).is_err());
+    }
+
+    #[test]
+    fn every_torn_message_is_an_error() {
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, &ToWorker::Cancel).unwrap();
+        for end in 1..bytes.len() {
+            let error = read(&bytes[..end]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{end}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let mut bytes = 4_u32.to_le_bytes().to_vec();
+        bytes.extend(b"{{{{");
+        let error = read(&bytes).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn both_sides_read_each_other() {
+        let (mut here, mut there) = tokio::io::duplex(64);
+        let sent = tokio::spawn(async move {
+            let long = "y".repeat(100_000);
+            send(&mut here, &long).await.unwrap();
+        });
+        let got: Option<String> = receive(&mut there).await.unwrap();
+        assert_eq!(got.map(|text| text.len()), Some(100_000));
+        sent.await.unwrap();
+        let end: Option<String> = receive(&mut there).await.unwrap();
+        assert!(end.is_none());
+    }
 }

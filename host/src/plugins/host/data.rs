@@ -1,0 +1,146 @@
+//! `data`: the data sets that the user granted, and their loaders.
+
+use wasmtime::component::Resource;
+
+use super::State;
+use super::error::{HostError, Result};
+use crate::plugins::bindings::hangar::pipeline::data;
+
+/// Loaders alive at once: each reads ahead on threads of its own.
+const LOADERS: usize = 16;
+
+/// A data set, or a part of one.
+pub struct Dataset(::data::Dataset);
+
+/// Batches of a data set.
+pub struct Loader(pub(super) ::data::Loader);
+
+impl data::Host for State {
+    fn granted(&mut self) -> wasmtime::Result<Vec<String>> {
+        Ok(self.grants.data.iter().map(|grant| grant.name.clone()).collect())
+    }
+}
+
+impl data::HostDataset for State {
+    fn open(&mut self, name: String) -> Result<Resource<Dataset>> {
+        self.check_cancelled()?;
+        let Some(grant) = self.grants.data.iter().find(|grant| grant.name == name) else {
+            let granted: Vec<_> = self.grants.data.iter().map(|grant| &*grant.name).collect();
+            let message = format!(
+                "the data set `{name}` is not granted; granted are: {}",
+                if granted.is_empty() {
+                    "none".to_owned()
+                } else {
+                    granted.join(", ")
+                }
+            );
+            return Err(HostError::new("data.unknown", message));
+        };
+        let opened = ::data::Dataset::open(&grant.path, grant.part.as_deref())?;
+        Ok(self.table.push(Dataset(opened))?)
+    }
+
+    fn kind(&mut self, dataset: Resource<Dataset>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&dataset)?.0.kind().to_string())
+    }
+
+    fn length(&mut self, dataset: Resource<Dataset>) -> wasmtime::Result<u64> {
+        Ok(self.table.get(&dataset)?.0.len() as u64)
+    }
+
+    fn classes(&mut self, dataset: Resource<Dataset>) -> wasmtime::Result<Vec<String>> {
+        Ok(self.table.get(&dataset)?.0.classes().to_vec())
+    }
+
+    fn property(
+        &mut self,
+        dataset: Resource<Dataset>,
+        key: String,
+    ) -> wasmtime::Result<Option<String>> {
+        Ok(self.table.get(&dataset)?.0.property(&key))
+    }
+
+    fn name(&mut self, dataset: Resource<Dataset>, index: u64) -> Result<String> {
+        let dataset = &self.table.get(&dataset)?.0;
+        let name = usize::try_from(index).ok().and_then(|index| dataset.name(index));
+        name.ok_or_else(|| {
+            let message = format!("sample {index} of a data set of {}", dataset.len());
+            HostError::new("data.index", message)
+        })
+    }
+
+    fn split(
+        &mut self,
+        dataset: Resource<Dataset>,
+        fraction: f64,
+        seed: u64,
+    ) -> Result<(Resource<Dataset>, Resource<Dataset>)> {
+        let (first, second) = self.table.get(&dataset)?.0.split(fraction, seed)?;
+        Ok((
+            self.table.push(Dataset(first))?,
+            self.table.push(Dataset(second))?,
+        ))
+    }
+
+    fn drop(&mut self, dataset: Resource<Dataset>) -> wasmtime::Result<()> {
+        self.table.delete(dataset)?;
+        Ok(())
+    }
+}
+
+impl data::HostLoader for State {
+    fn open(&mut self, of: Resource<Dataset>, batch_size: u32) -> Result<Resource<Loader>> {
+        if self.loaders >= LOADERS {
+            let message = format!("a task has at most {LOADERS} loaders at once: drop one");
+            return Err(HostError::new("data.loaders", message));
+        }
+        let dataset = self.table.get(&of)?.0.clone();
+        let batch_size = usize::try_from(batch_size).unwrap_or(usize::MAX);
+        let loader = ::data::Loader::new(dataset, batch_size, self.grants.threads)?;
+        let loader = self.table.push(Loader(loader))?;
+        self.loaders += 1;
+        Ok(loader)
+    }
+
+    fn shuffle(&mut self, loader: Resource<Loader>, seed: u64) -> wasmtime::Result<()> {
+        self.table.get_mut(&loader)?.0.shuffle(seed);
+        Ok(())
+    }
+
+    fn transform(
+        &mut self,
+        loader: Resource<Loader>,
+        name: String,
+        options: Vec<(String, String)>,
+    ) -> Result<()> {
+        let loader = &mut self.table.get_mut(&loader)?.0;
+        let transform = ::data::Transform::parse(loader.kind(), &name, &options)?;
+        loader.push(transform);
+        Ok(())
+    }
+
+    fn sample_shape(&mut self, loader: Resource<Loader>) -> Result<Vec<u32>> {
+        let shape = self.table.get(&loader)?.0.sample_shape()?;
+        let sizes = shape.iter().map(|&size| u32::try_from(size)).collect();
+        Result::or_else(sizes, |_: std::num::TryFromIntError| {
+            let message = format!("samples of shape {shape:?} are too large");
+            Err(HostError::new("data.shape", message))
+        })
+    }
+
+    fn steps(&mut self, loader: Resource<Loader>) -> wasmtime::Result<u64> {
+        Ok(self.table.get(&loader)?.0.steps() as u64)
+    }
+
+    fn start(&mut self, loader: Resource<Loader>, epoch: u64) -> Result<()> {
+        self.check_cancelled()?;
+        self.table.get_mut(&loader)?.0.start(epoch)?;
+        Ok(())
+    }
+
+    fn drop(&mut self, loader: Resource<Loader>) -> wasmtime::Result<()> {
+        self.table.delete(loader)?;
+        self.loaders -= 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! `devices`: what a task may ask for, and its lease.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use wasmtime::component::Resource;
+
+use super::State;
+use super::error::{HostError, Result};
+use crate::plugins::bindings::hangar::pipeline::{devices, types};
+use crate::worker::protocol::{DeviceFacts, FromWorker, Grant, LeaseRequest};
+
+/// The device asked for where neither user nor plugin names one.
+const ANY: &str = "cuda";
+
+/// A device that the task may ask for.
+pub struct Device(DeviceFacts);
+
+/// A wish for a device.
+pub struct Request {
+    device: Option<String>,
+    pub(super) bytes: u64,
+    used: bool,
+}
+
+/// The plugin's handle of what it holds.
+pub struct Lease(pub(super) Arc<Held>);
+
+/// A lease, alive as long as the plugin's handle or a session on it is.
+pub(super) struct Held {
+    pub(super) grant: Grant,
+    pub(super) used_bytes: AtomicU64,
+    /// The plugin dropped its handle.
+    pub(super) dropped: AtomicBool,
+    supervisor: Arc<dyn super::Supervisor>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.supervisor.tell(FromWorker::LeaseReleased);
+    }
+}
+
+impl devices::Host for State {
+    fn granted(&mut self) -> wasmtime::Result<Vec<Resource<Device>>> {
+        let (cpu, gpus): (Vec<_>, Vec<_>) = self
+            .grants
+            .devices
+            .iter()
+            .cloned()
+            .partition(|device| device.selector == "cpu");
+        gpus.into_iter()
+            .chain(cpu)
+            .map(|device| Ok(self.table.push(Device(device))?))
+            .collect()
+    }
+}
+
+impl devices::HostDevice for State {
+    fn selector(&mut self, device: Resource<Device>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&device)?.0.selector.clone())
+    }
+
+    fn name(&mut self, device: Resource<Device>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&device)?.0.name.clone())
+    }
+
+    fn total_bytes(&mut self, device: Resource<Device>) -> wasmtime::Result<u64> {
+        Ok(self.table.get(&device)?.0.total_bytes)
+    }
+
+    fn property(
+        &mut self,
+        device: Resource<Device>,
+        key: String,
+    ) -> wasmtime::Result<Option<String>> {
+        let properties = &self.table.get(&device)?.0.properties;
+        let found = properties.iter().find(|(name, _)| *name == key);
+        Ok(found.map(|(_, value)| value.clone()))
+    }
+
+    fn drop(&mut self, device: Resource<Device>) -> wasmtime::Result<()> {
+        self.table.delete(device)?;
+        Ok(())
+    }
+}
+
+impl devices::HostRequest for State {
+    fn new(&mut self) -> wasmtime::Result<Resource<Request>> {
+        let request = Request {
+            device: None,
+            bytes: 0,
+            used: false,
+        };
+        Ok(self.table.push(request)?)
+    }
+
+    fn device(&mut self, request: Resource<Request>, selector: String) -> Result<()> {
+        let parsed = selector
+            .parse::<::devices::Selector>()
+            .map_err(|error| HostError::new("device.invalid", error.to_string()))?;
+        self.table.get_mut(&request)?.device = Some(parsed.to_string());
+        Ok(())
+    }
+
+    fn bytes(&mut self, request: Resource<Request>, needed: u64) -> wasmtime::Result<()> {
+        let request = self.table.get_mut(&request)?;
+        request.bytes = request.bytes.max(needed);
+        Ok(())
+    }
+
+    fn replicas(&mut self, request: Resource<Request>, count: u32) -> Result<()> {
+        self.table.get(&request)?;
+        if count != 1 {
+            let message = format!("{count} replicas: this host serves one device a task");
+            return Err(HostError::new("device.replicas", message));
+        }
+        Ok(())
+    }
+
+    async fn acquire(&mut self, request: Resource<Request>) -> Result<Resource<Lease>> {
+        self.check_cancelled()?;
+        let request = self.table.get_mut(&request)?;
+        if request.used {
+            let message = "this request was acquired before: make a new one";
+            return Err(HostError::new("request.used", message));
+        }
+        request.used = true;
+        let asked = LeaseRequest {
+            device: self
+                .grants
+                .device
+                .clone()
+                .or_else(|| request.device.clone())
+                .unwrap_or_else(|| ANY.to_owned()),
+            bytes: request.bytes,
+            replicas: 1,
+        };
+        if self.held.strong_count() > 0 {
+            let message =
+                "the task holds a lease already: drop it and the sessions on it before the next";
+            return Err(HostError::new("device.held", message));
+        }
+        let grant = self.grants.supervisor.acquire(asked).await?;
+        let held = Arc::new(Held {
+            grant,
+            used_bytes: AtomicU64::new(0),
+            dropped: AtomicBool::new(false),
+            supervisor: Arc::clone(&self.grants.supervisor),
+        });
+        self.held = Arc::downgrade(&held);
+        Ok(self.table.push(Lease(held))?)
+    }
+
+    fn drop(&mut self, request: Resource<Request>) -> wasmtime::Result<()> {
+        self.table.delete(request)?;
+        Ok(())
+    }
+}
+
+impl devices::HostLease for State {
+    fn device(&mut self, lease: Resource<Lease>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&lease)?.0.grant.device.clone())
+    }
+
+    fn fallback_reason(&mut self, lease: Resource<Lease>) -> wasmtime::Result<Option<String>> {
+        Ok(self.table.get(&lease)?.0.grant.fallback_reason.clone())
+    }
+
+    fn width(&mut self, lease: Resource<Lease>) -> wasmtime::Result<u32> {
+        self.table.get(&lease)?;
+        Ok(1)
+    }
+
+    fn budget_bytes(&mut self, lease: Resource<Lease>) -> wasmtime::Result<u64> {
+        Ok(self.table.get(&lease)?.0.grant.bytes)
+    }
+
+    fn used_bytes(&mut self, lease: Resource<Lease>) -> wasmtime::Result<u64> {
+        Ok(self.table.get(&lease)?.0.used_bytes.load(Ordering::Relaxed))
+    }
+
+    fn lost(&mut self, lease: Resource<Lease>) -> wasmtime::Result<Option<types::Error>> {
+        self.table.get(&lease)?;
+        // The only device of this build is the CPU, which is never lost.
+        Ok(None)
+    }
+
+    fn drop(&mut self, lease: Resource<Lease>) -> wasmtime::Result<()> {
+        let Lease(held) = self.table.delete(lease)?;
+        held.dropped.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Held {
+    /// The bytes of the lease that no session has taken.
+    pub(super) fn free_bytes(&self) -> u64 {
+        let used = self.used_bytes.load(Ordering::Relaxed);
+        self.grant.bytes.saturating_sub(used)
+    }
+}
+

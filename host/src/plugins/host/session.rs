@@ -1,0 +1,518 @@
+//! `model`: sessions. One call runs one training step; tensors never enter the plugin.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use compute::cpu::CpuBackend;
+use compute::graph::Role;
+use compute::schedule::ScheduleKind;
+use compute::{Backend, DType, HostTensor, Schedule};
+use wasmtime::component::Resource;
+
+use super::State;
+use super::data::Loader;
+use super::devices::{Held, Lease};
+use super::error::{HostError, Result};
+use super::model::Plan;
+use crate::plugins::bindings::hangar::pipeline::model;
+use crate::worker::protocol::FromWorker;
+
+/// The most bytes of one `read`.
+const READ_BYTES: u32 = 1 << 20;
+/// The input that takes a batch's samples, and the one that takes its labels.
+const SAMPLES: &str = "x";
+const LABELS: &str = "y";
+
+/// Plans open on a lease.
+pub struct Session {
+    session: Box<dyn compute::Session>,
+    plans: Vec<OpenPlan>,
+    used_bytes: u64,
+    held: Arc<Held>,
+}
+
+/// What the host knows of a plan of a session.
+struct OpenPlan {
+    inputs: Vec<(String, DType, compute::Shape)>,
+    /// Scalar outputs: sum over samples since the last `mean`.
+    scalars: HashMap<String, Sum>,
+}
+
+/// A sum over samples.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    total: f64,
+    samples: u64,
+}
+
+impl OpenPlan {
+    fn new(plan: &compute::Plan) -> Self {
+        let scalar = |port: &&compute::plan::Port| {
+            port.dtype == DType::F32 && port.shape.0.is_empty()
+        };
+        Self {
+            inputs: plan
+                .inputs()
+                .iter()
+                .map(|port| (port.name.clone(), port.dtype, port.shape.clone()))
+                .collect(),
+            scalars: plan
+                .outputs()
+                .iter()
+                .filter(scalar)
+                .map(|port| (port.name.clone(), Sum::default()))
+                .collect(),
+        }
+    }
+
+    fn takes(&self, name: &str) -> bool {
+        self.inputs.iter().any(|(input, ..)| input == name)
+    }
+
+    /// The input of this name as the plugin wrote it.
+    fn input(&self, name: &str, batch: usize, bytes: Vec<u8>) -> Result<HostTensor> {
+        let Some((_, dtype, shape)) = self.inputs.iter().find(|(input, ..)| input == name) else {
+            let message = format!("the plan has no input `{name}`");
+            return Err(HostError::new("model.input", message));
+        };
+        let expected = shape
+            .elements(batch as u64)?
+            .saturating_mul(dtype.size_bytes() as u64);
+        if expected != bytes.len() as u64 {
+            let message = format!(
+                "input `{name}` of {dtype} {shape} takes {expected} bytes for {batch} samples, not {}",
+                bytes.len()
+            );
+            return Err(HostError::new("model.input", message));
+        }
+        Ok(HostTensor::new(*dtype, shape.at(batch), bytes)?)
+    }
+}
+
+impl Session {
+    /// Runs a plan and adds up its scalar outputs.
+    fn run(
+        &mut self,
+        plan: usize,
+        batch: usize,
+        inputs: &[(&str, &HostTensor)],
+        cancelled: &std::sync::atomic::AtomicBool,
+    ) -> Result<()> {
+        if self.held.dropped.load(Ordering::Relaxed) {
+            let message = "the lease of this session was dropped: open another on a new lease";
+            return Err(HostError::new("device.released", message));
+        }
+        self.session.run(plan, batch, inputs, cancelled)?;
+        let open = self.plans.get_mut(plan).ok_or_else(|| no_plan(plan))?;
+        for (name, sum) in &mut open.scalars {
+            let value = self.session.output(plan, name)?.to_f32();
+            if let Some(value) = value.and_then(|values| values.first().copied()) {
+                sum.total += f64::from(value) * batch as f64;
+                sum.samples += batch as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, plan: usize) -> Result<&OpenPlan> {
+        self.plans.get(plan).ok_or_else(|| no_plan(plan))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.held
+            .used_bytes
+            .fetch_sub(self.used_bytes, Ordering::Relaxed);
+    }
+}
+
+fn no_plan(plan: usize) -> HostError {
+    HostError::new("model.plan", format!("the session has no plan {plan}"))
+}
+
+impl State {
+    /// The backend of a granted device.
+    fn backend(&self, device: &str) -> Result<Box<dyn Backend>> {
+        if device != "cpu" {
+            let message = format!("this build cannot compute on {device}");
+            return Err(HostError::new("device.unschedulable", message));
+        }
+        Ok(Box::new(CpuBackend::new(self.grants.threads)?))
+    }
+}
+
+impl model::HostSession for State {
+    fn open(
+        &mut self,
+        plans: Vec<Resource<Plan>>,
+        on: Resource<Lease>,
+    ) -> Result<Resource<Session>> {
+        self.check_cancelled()?;
+        let plans: Vec<compute::Plan> = plans
+            .iter()
+            .map(|plan| Ok(self.table.get(plan)?.plan.clone()))
+            .collect::<Result<_>>()?;
+        let held = Arc::clone(&self.table.get(&on)?.0);
+        let known = plans.iter().map(OpenPlan::new).collect();
+        let backend = self.backend(&held.grant.device)?;
+        let session = backend.open(plans, held.free_bytes())?;
+        let used_bytes = session.used_bytes();
+        held.used_bytes.fetch_add(used_bytes, Ordering::Relaxed);
+        let device = session.device().to_owned();
+        let session = self.table.push(Session {
+            session,
+            plans: known,
+            used_bytes,
+            held,
+        })?;
+        self.tell(FromWorker::Running { device });
+        Ok(session)
+    }
+
+    fn learning_rate(
+        &mut self,
+        session: Resource<Session>,
+        base: f64,
+        kind: String,
+        options: Vec<(String, String)>,
+    ) -> Result<()> {
+        let schedule = schedule(base, &kind, &options)?;
+        self.table.get_mut(&session)?.session.set_schedule(schedule);
+        Ok(())
+    }
+
+    fn current_learning_rate(&mut self, session: Resource<Session>) -> wasmtime::Result<f64> {
+        Ok(self.table.get(&session)?.session.learning_rate())
+    }
+
+    fn step(
+        &mut self,
+        session: Resource<Session>,
+        plan: u32,
+        batches: Resource<Loader>,
+    ) -> Result<u32> {
+        self.check_cancelled()?;
+        let cancelled = Arc::clone(&self.grants.cancelled);
+        let plan = plan as usize;
+        let labelled = self.table.get(&session)?.plan(plan)?.takes(LABELS);
+        let loader = &mut self.table.get_mut(&batches)?.0;
+        let Some(batch) = loader.next(&cancelled) else {
+            return Ok(0);
+        };
+        let batch = batch?;
+        let mut inputs = vec![(SAMPLES, &batch.samples)];
+        match &batch.labels {
+            Some(labels) if labelled => inputs.push((LABELS, labels)),
+            None if labelled => {
+                let message = format!("the plan takes labels (`{LABELS}`), and the data has none");
+                return Err(HostError::new("model.input", message));
+            }
+            Some(_) | None => {}
+        }
+        let session = self.table.get_mut(&session)?;
+        session.run(plan, batch.size, &inputs, &cancelled)?;
+        Ok(u32::try_from(batch.size).unwrap_or(u32::MAX))
+    }
+
+    fn run(
+        &mut self,
+        session: Resource<Session>,
+        plan: u32,
+        batch: u32,
+        inputs: Vec<(String, Vec<u8>)>,
+    ) -> Result<()> {
+        self.check_cancelled()?;
+        let (plan, batch) = (plan as usize, batch as usize);
+        let cancelled = Arc::clone(&self.grants.cancelled);
+        let session = self.table.get_mut(&session)?;
+        let known = session.plan(plan)?;
+        let tensors: Vec<(String, HostTensor)> = inputs
+            .into_iter()
+            .map(|(name, bytes)| {
+                let tensor = known.input(&name, batch, bytes)?;
+                Ok((name, tensor))
+            })
+            .collect::<Result<_>>()?;
+        let inputs: Vec<_> = tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor))
+            .collect();
+        session.run(plan, batch, &inputs, &cancelled)
+    }
+
+    fn mean(&mut self, session: Resource<Session>, plan: u32, output: String) -> Result<f64> {
+        let session = self.table.get_mut(&session)?;
+        let plan = plan as usize;
+        let open = session.plans.get_mut(plan).ok_or_else(|| no_plan(plan))?;
+        let sum = open.scalars.get_mut(&output).ok_or_else(|| {
+            let message = format!("plan {plan} has no scalar float32 output `{output}`");
+            HostError::new("model.output", message)
+        })?;
+        let Sum { total, samples } = std::mem::take(sum);
+        Ok(if samples == 0 {
+            f64::NAN
+        } else {
+            total / samples as f64
+        })
+    }
+
+    fn read(
+        &mut self,
+        session: Resource<Session>,
+        plan: u32,
+        output: String,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<u8>> {
+        if length > READ_BYTES {
+            let message = format!("{length} bytes: at most {READ_BYTES} are read at once");
+            return Err(HostError::new("model.range", message));
+        }
+        let session = &self.table.get(&session)?.session;
+        let tensor = session.output(plan as usize, &output)?;
+        let bytes = tensor.bytes();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(length as usize).min(bytes.len());
+        Ok(bytes.get(start..end).unwrap_or_default().to_vec())
+    }
+
+    fn output_shape(
+        &mut self,
+        session: Resource<Session>,
+        plan: u32,
+        output: String,
+    ) -> Result<Vec<u32>> {
+        let session = &self.table.get(&session)?.session;
+        let tensor = session.output(plan as usize, &output)?;
+        let size = |&size: &usize| u32::try_from(size).unwrap_or(u32::MAX);
+        Ok(tensor.shape().iter().map(size).collect())
+    }
+
+    fn save(
+        &mut self,
+        session: Resource<Session>,
+        name: String,
+        metadata: Vec<(String, String)>,
+    ) -> Result<()> {
+        let session = &self.table.get(&session)?.session;
+        let mut tensors = Vec::new();
+        let mut bytes: u64 = metadata
+            .iter()
+            .map(|(key, value)| (key.len() + value.len()) as u64)
+            .sum();
+        for parameter in session.parameters() {
+            if parameter.role == Role::OptimizerState {
+                continue;
+            }
+            let tensor = session.download(&parameter.name)?;
+            bytes = bytes.saturating_add(tensor.bytes().len() as u64);
+            tensors.push((parameter.name, tensor));
+        }
+        let path = self.folder.checkpoint(&name, bytes)?;
+        data::weights::save(&path, &tensors, &metadata)?;
+        self.tell(FromWorker::Artifact {
+            name: format!("{name}.safetensors"),
+        });
+        Ok(())
+    }
+
+    fn load(&mut self, session: Resource<Session>) -> Result<()> {
+        self.check_cancelled()?;
+        let weights = data::weights::load(self.weights()?)?;
+        let session = &mut self.table.get_mut(&session)?.session;
+        let wanted: HashMap<String, Vec<usize>> = session
+            .parameters()
+            .into_iter()
+            .filter(|parameter| parameter.role != Role::OptimizerState)
+            .map(|parameter| (parameter.name, parameter.shape))
+            .collect();
+        check_weights(&wanted, &weights.tensors)?;
+        for (name, tensor) in &weights.tensors {
+            session.upload(name, tensor)?;
+        }
+        Ok(())
+    }
+
+    fn drop(&mut self, session: Resource<Session>) -> wasmtime::Result<()> {
+        self.table.delete(session)?;
+        Ok(())
+    }
+}
+
+/// Refuses weights that are not those of the session's parameters, and says how they differ.
+fn check_weights(
+    wanted: &HashMap<String, Vec<usize>>,
+    given: &[(String, HostTensor)],
+) -> Result<()> {
+    /// Names listed of each kind.
+    const LISTED: usize = 10;
+    let mut missing: Vec<String> = wanted
+        .keys()
+        .filter(|name| !given.iter().any(|(given, _)| given == *name))
+        .cloned()
+        .collect();
+    missing.sort();
+    let (mut unknown, mut misshaped) = (Vec::new(), Vec::new());
+    for (name, tensor) in given {
+        match wanted.get(name) {
+            None => unknown.push(name.clone()),
+            Some(shape) if shape != tensor.shape() || tensor.dtype() != DType::F32 => {
+                misshaped.push(format!(
+                    "{name} ({} {:?}, the model's is float32 {shape:?})",
+                    tensor.dtype(),
+                    tensor.shape()
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    let differences: Vec<String> = [
+        ("missing", missing),
+        ("unknown", unknown),
+        ("mis-shaped", misshaped),
+    ]
+    .into_iter()
+    .filter(|(_, names)| !names.is_empty())
+    .map(|(what, names)| {
+        let more = names.len().saturating_sub(LISTED);
+        let listed: Vec<_> = names.into_iter().take(LISTED).collect();
+        let rest = if more == 0 {
+            String::new()
+        } else {
+            format!(" and {more} more")
+        };
+        format!("{what}: {}{rest}", listed.join(", "))
+    })
+    .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "the weights are not those of this model; {}",
+        differences.join("; ")
+    );
+    Err(HostError::new("weights.mismatch", message))
+}
+
+/// A schedule from the contract's words.
+fn schedule(base: f64, kind: &str, options: &[(String, String)]) -> Result<Schedule> {
+    let known: &[&str] = match kind {
+        "constant" => &[],
+        "step" => &["every", "gamma", "warmup"],
+        "cosine" => &["total", "final", "warmup"],
+        other => {
+            let message =
+                format!("`{other}` is not a schedule; choose one of constant, step, cosine");
+            return Err(HostError::new("option.value", message));
+        }
+    };
+    if let Some((name, _)) = options.iter().find(|(name, _)| !known.contains(&&**name)) {
+        let listed = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
+        let message = format!("`{name}` is not an option of the schedule {kind}; it has {listed}");
+        return Err(HostError::new("option.unknown", message));
+    }
+    let option = |name: &str| {
+        let given = options.iter().find(|(given, _)| given == name);
+        given.map(|(_, value)| value.as_str())
+    };
+    fn parse<T: std::str::FromStr>(name: &str, value: Option<&str>) -> Result<Option<T>> {
+        let Some(value) = value else { return Ok(None) };
+        value.parse().map(Some).map_err(|_| {
+            let message = format!("`{name}` is `{}`, not a number", value.escape_debug());
+            HostError::new("option.value", message)
+        })
+    }
+    let required = |name: &str| {
+        HostError::new(
+            "option.value",
+            format!("the schedule {kind} needs the option `{name}`"),
+        )
+    };
+    let warmup = parse("warmup", option("warmup"))?.unwrap_or(0);
+    let kind = match kind {
+        "step" => ScheduleKind::Step {
+            every: parse("every", option("every"))?.ok_or_else(|| required("every"))?,
+            gamma: parse("gamma", option("gamma"))?.ok_or_else(|| required("gamma"))?,
+        },
+        "cosine" => ScheduleKind::Cosine {
+            total: parse("total", option("total"))?.ok_or_else(|| required("total"))?,
+            last: parse("final", option("final"))?.unwrap_or(0.0),
+        },
+        _ => ScheduleKind::Constant,
+    };
+    Ok(Schedule::new(base, warmup, kind)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told<T>(result: Result<T>) -> (String, String) {
+        match result {
+            Err(HostError::Told(error)) => (error.code, error.message),
+            Err(HostError::Trap(error)) => panic!("{error}"),
+            Ok(_) => panic!("no error"),
+        }
+    }
+
+    fn pairs(options: &[(&str, &str)]) -> Vec<(String, String)> {
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        options.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn a_schedule_refuses_options_it_does_not_know_and_lists_those_it_does() {
+        let (code, message) = told(schedule(0.1, "cosine", &pairs(&[("tota", "10")])));
+        assert_eq!(code, "option.unknown");
+        assert!(message.contains("total, final, warmup"), "{message}");
+    }
+
+    #[test]
+    fn a_schedule_refuses_values_that_are_no_numbers_and_missing_ones() {
+        let given = [
+            ("step", pairs(&[("every", "x"), ("gamma", "0.1")])),
+            ("step", pairs(&[("every", "10")])),
+            ("cosine", pairs(&[])),
+            ("magic", pairs(&[])),
+        ];
+        for (kind, options) in given {
+            assert_eq!(told(schedule(0.1, kind, &options)).0, "option.value", "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_cosine_schedule_reaches_its_final_rate() {
+        let options = pairs(&[("total", "10"), ("final", "0.01")]);
+        let schedule = match schedule(0.1, "cosine", &options) {
+            Ok(schedule) => schedule,
+            Err(error) => panic!("{error:?}"),
+        };
+        assert!((schedule.rate(10) - 0.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn weights_of_another_model_are_refused_with_every_difference() {
+        let wanted = HashMap::from([
+            ("fc.weight".to_owned(), vec![2, 3]),
+            ("fc.bias".to_owned(), vec![2]),
+        ]);
+        let tensor = |shape: &[usize]| {
+            HostTensor::from_f32(shape, &vec![0.0; shape.iter().product()]).unwrap()
+        };
+        let given = vec![
+            ("fc.weight".to_owned(), tensor(&[3, 2])),
+            ("head".to_owned(), tensor(&[1])),
+        ];
+        let (code, message) = told(check_weights(&wanted, &given));
+        assert_eq!(code, "weights.mismatch");
+        for part in ["missing: fc.bias", "unknown: head", "mis-shaped: fc.weight"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}
