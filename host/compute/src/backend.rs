@@ -36,7 +36,13 @@ pub trait Session: Send {
 
     /// Runs a plan on `batch` samples. Errors: `model.plan`, `model.input` for an input that is
     /// missing or does not fit, `data.label`, `task.cancelled` once `cancel` is set.
-    fn run(&mut self, plan: usize, batch: usize, inputs: &[(&str, &HostTensor)], cancel: &AtomicBool) -> Result<(), Error>;
+    fn run(
+        &mut self,
+        plan: usize,
+        batch: usize,
+        inputs: &[(&str, &HostTensor)],
+        cancel: &AtomicBool,
+    ) -> Result<(), Error>;
 
     /// An output of the last run of a plan. Errors: `model.plan`, `model.output`.
     fn output(&self, plan: usize, name: &str) -> Result<HostTensor, Error>;

@@ -6,15 +6,17 @@ use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Graph, Leaf, Node, Role, Value, Variable};
 use crate::initializer::Initializer;
-use crate::ops::elementwise::{self, Binary, Unary};
 pub use crate::ops::conv::Conv2d;
+use crate::ops::elementwise::{self, Binary, Unary};
 pub use crate::ops::movement::Target;
-pub use crate::ops::signal::Window;
 use crate::ops::optimizer::Optimizer;
 use crate::ops::pool::Pool2d;
 use crate::ops::reduce::Reduction;
 use crate::ops::signal::Stft;
-use crate::ops::{self, Op, Typed, conv, loss, matmul, movement, norm, pool, reduce, signal, softmax};
+pub use crate::ops::signal::Window;
+use crate::ops::{
+    self, Op, Typed, conv, loss, matmul, movement, norm, pool, reduce, signal, softmax,
+};
 use crate::passes::gradient;
 use crate::shape::{Dim, Shape};
 
@@ -61,7 +63,11 @@ impl Builder {
 
     pub(crate) fn operand(&self, x: Value) -> Result<&Node, Error> {
         self.graph.nodes.get(x.index()).ok_or_else(|| {
-            Error::new("graph.value", format!("{} is not a value of this graph", x.0)).at(x)
+            Error::new(
+                "graph.value",
+                format!("{} is not a value of this graph", x.0),
+            )
+            .at(x)
         })
     }
 
@@ -70,20 +76,32 @@ impl Builder {
         self.graph.nodes.len()
     }
 
-    pub(crate) fn push(&mut self, op: Op, inputs: &[Value], (dtype, shape): Typed) -> Result<Value, Error> {
+    pub(crate) fn push(
+        &mut self,
+        op: Op,
+        inputs: &[Value],
+        (dtype, shape): Typed,
+    ) -> Result<Value, Error> {
         let value = Value(self.nodes() as u32);
         if self.nodes() >= MAX_NODES {
             return Err(Error::limit(format!("a graph has at most {MAX_NODES} nodes")).at(value));
         }
         shape.check().map_err(|e| e.at(value))?;
-        self.graph.nodes.push(Node { op, inputs: inputs.to_vec(), dtype, shape });
+        self.graph.nodes.push(Node {
+            op,
+            inputs: inputs.to_vec(),
+            dtype,
+            shape,
+        });
         Ok(value)
     }
 
     fn claim(names: &mut HashSet<String>, name: &str) -> Result<(), Error> {
         let refuse = |why: String| Err(Error::new("graph.name", why));
         if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
-            return refuse(format!("a name has 1 to {MAX_NAME_BYTES} bytes and no control characters"));
+            return refuse(format!(
+                "a name has 1 to {MAX_NAME_BYTES} bytes and no control characters"
+            ));
         }
         if !names.insert(name.to_owned()) {
             return refuse(format!("the name `{name}` is taken"));
@@ -92,7 +110,13 @@ impl Builder {
     }
 
     fn at_next<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        result.map_err(|e| if e.node().is_none() { e.at(Value(self.nodes() as u32)) } else { e })
+        result.map_err(|e| {
+            if e.node().is_none() {
+                e.at(Value(self.nodes() as u32))
+            } else {
+                e
+            }
+        })
     }
 
     // Leaves
@@ -101,17 +125,31 @@ impl Builder {
     pub fn input(&mut self, name: &str, dtype: DType, shape: &[Dim]) -> Result<Value, Error> {
         let batch_inside = shape.iter().skip(1).any(|d| matches!(d, Dim::Batch(_)));
         if batch_inside || matches!(shape.first(), Some(Dim::Batch(k)) if *k != 1) {
-            return self.at_next(Err(Error::shape("input: only the first size may be the batch")));
+            return self.at_next(Err(Error::shape(
+                "input: only the first size may be the batch",
+            )));
         }
         if !matches!(dtype, DType::F32 | DType::I64 | DType::Bool) {
-            return self.at_next(Err(Error::dtype(format!("input: {dtype} is not computed with; use float32, int64 or boolean"))));
+            return self.at_next(Err(Error::dtype(format!(
+                "input: {dtype} is not computed with; use float32, int64 or boolean"
+            ))));
         }
         Self::claim(&mut self.names, name)?;
-        self.push(Op::Leaf(Leaf::Input(name.to_owned())), &[], (dtype, Shape(shape.to_vec())))
+        self.push(
+            Op::Leaf(Leaf::Input(name.to_owned())),
+            &[],
+            (dtype, Shape(shape.to_vec())),
+        )
     }
 
     /// A trained tensor; see [`Initializer::parse`].
-    pub fn parameter(&mut self, name: &str, shape: &[u64], initializer: &str, seed: u64) -> Result<Value, Error> {
+    pub fn parameter(
+        &mut self,
+        name: &str,
+        shape: &[u64],
+        initializer: &str,
+        seed: u64,
+    ) -> Result<Value, Error> {
         self.variable(name, shape, initializer, seed, Role::Parameter)
     }
 
@@ -120,18 +158,32 @@ impl Builder {
         self.variable(name, shape, initializer, 0, Role::Buffer)
     }
 
-    fn variable(&mut self, name: &str, shape: &[u64], initializer: &str, seed: u64, role: Role) -> Result<Value, Error> {
+    fn variable(
+        &mut self,
+        name: &str,
+        shape: &[u64],
+        initializer: &str,
+        seed: u64,
+        role: Role,
+    ) -> Result<Value, Error> {
         let shape = Shape::fixed(shape);
         let initializer = self.at_next(Initializer::parse(initializer, &shape))?;
         Self::claim(&mut self.names, name)?;
-        let variable = Variable { name: name.to_owned(), role, initializer, seed };
+        let variable = Variable {
+            name: name.to_owned(),
+            role,
+            initializer,
+            seed,
+        };
         self.push(Op::Leaf(Leaf::Variable(variable)), &[], (DType::F32, shape))
     }
 
     /// A constant of little-endian elements.
     pub fn constant(&mut self, dtype: DType, shape: &[u64], data: &[u8]) -> Result<Value, Error> {
         if !matches!(dtype, DType::F32 | DType::I64 | DType::Bool) {
-            return self.at_next(Err(Error::dtype(format!("constant: {dtype} is not computed with; use float32, int64 or boolean"))));
+            return self.at_next(Err(Error::dtype(format!(
+                "constant: {dtype} is not computed with; use float32, int64 or boolean"
+            ))));
         }
         let shape = Shape::fixed(shape);
         let expected = shape.elements(1)?.saturating_mul(dtype.size_bytes() as u64);
@@ -143,7 +195,9 @@ impl Builder {
         }
         self.constant_bytes += data.len();
         if self.constant_bytes > MAX_CONSTANT_BYTES {
-            return Err(Error::limit(format!("constants hold at most {MAX_CONSTANT_BYTES} bytes")));
+            return Err(Error::limit(format!(
+                "constants hold at most {MAX_CONSTANT_BYTES} bytes"
+            )));
         }
         self.push(Op::Leaf(Leaf::Constant(data.to_vec())), &[], (dtype, shape))
     }
@@ -206,7 +260,14 @@ impl Builder {
 
     /// −x.
     pub fn neg(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("neg", Unary::Affine { factor: -1.0, offset: 0.0 }, x)
+        self.unary(
+            "neg",
+            Unary::Affine {
+                factor: -1.0,
+                offset: 0.0,
+            },
+            x,
+        )
     }
 
     /// |x|.
@@ -257,7 +318,9 @@ impl Builder {
     /// x limited to [low, high].
     pub fn clamp(&mut self, x: Value, low: f64, high: f64) -> Result<Value, Error> {
         if low.is_nan() || high.is_nan() || low > high {
-            return self.at_next(Err(Error::attribute(format!("clamp: {low} to {high} is not a range"))));
+            return self.at_next(Err(Error::attribute(format!(
+                "clamp: {low} to {high} is not a range"
+            ))));
         }
         self.unary("clamp", Unary::Clamp { low, high }, x)
     }
@@ -274,7 +337,15 @@ impl Builder {
 
     /// x · Φ(x), or its tanh form.
     pub fn gelu(&mut self, x: Value, approximate: bool) -> Result<Value, Error> {
-        self.unary("gelu", if approximate { Unary::GeluTanh } else { Unary::Gelu }, x)
+        self.unary(
+            "gelu",
+            if approximate {
+                Unary::GeluTanh
+            } else {
+                Unary::Gelu
+            },
+            x,
+        )
     }
 
     /// x · σ(x).
@@ -296,7 +367,9 @@ impl Builder {
     pub fn cast(&mut self, x: Value, dtype: DType) -> Result<Value, Error> {
         let shape = self.operand(x)?.shape.clone();
         if !matches!(dtype, DType::F32 | DType::I64 | DType::Bool) {
-            return self.at_next(Err(Error::dtype(format!("cast: {dtype} is not computed with; use float32, int64 or boolean"))));
+            return self.at_next(Err(Error::dtype(format!(
+                "cast: {dtype} is not computed with; use float32, int64 or boolean"
+            ))));
         }
         self.push(Op::Cast, &[x], (dtype, shape))
     }
@@ -327,7 +400,15 @@ impl Builder {
     pub fn sum(&mut self, x: Value, axes: &[u32], keep: bool) -> Result<Value, Error> {
         let reduced = reduce::reduce("sum", self.operand(x)?, axes, keep);
         let (axes, typed) = self.at_next(reduced)?;
-        self.push(Op::Reduce { kind: Reduction::Sum, axes, keep }, &[x], typed)
+        self.push(
+            Op::Reduce {
+                kind: Reduction::Sum,
+                axes,
+                keep,
+            },
+            &[x],
+            typed,
+        )
     }
 
     /// Mean over axes, all where none are named.
@@ -347,7 +428,15 @@ impl Builder {
     pub fn amax(&mut self, x: Value, axes: &[u32], keep: bool) -> Result<Value, Error> {
         let reduced = reduce::reduce("amax", self.operand(x)?, axes, keep);
         let (axes, typed) = self.at_next(reduced)?;
-        self.push(Op::Reduce { kind: Reduction::Max, axes, keep }, &[x], typed)
+        self.push(
+            Op::Reduce {
+                kind: Reduction::Max,
+                axes,
+                keep,
+            },
+            &[x],
+            typed,
+        )
     }
 
     /// Index of the first largest element along an axis.
@@ -360,14 +449,23 @@ impl Builder {
 
     /// Matrix product over the last two axes.
     pub fn matmul(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.at_next(matmul::matmul(self.operand(a)?, self.operand(b)?, (false, false)))?;
+        self.at_next(matmul::matmul(
+            self.operand(a)?,
+            self.operand(b)?,
+            (false, false),
+        ))?;
         self.product(a, b, (false, false))
     }
 
     /// x · weightᵀ + bias.
     pub fn linear(&mut self, x: Value, weight: Value, bias: Option<Value>) -> Result<Value, Error> {
         let (xn, wn) = (self.operand(x)?, self.operand(weight)?);
-        let refuse = || Error::shape(format!("linear: x {} and weight {} do not fit", xn.shape, wn.shape));
+        let refuse = || {
+            Error::shape(format!(
+                "linear: x {} and weight {} do not fit",
+                xn.shape, wn.shape
+            ))
+        };
         let [Dim::Fixed(outputs), Dim::Fixed(inputs)] = wn.shape.0[..] else {
             return self.at_next(Err(refuse()));
         };
@@ -395,22 +493,61 @@ impl Builder {
     }
 
     /// Cross-correlation of `[batch, in, height, width]` with `[out, in/groups, height, width]`.
-    pub fn conv2d(&mut self, x: Value, weight: Value, bias: Option<Value>, attributes: Conv2d) -> Result<Value, Error> {
+    pub fn conv2d(
+        &mut self,
+        x: Value,
+        weight: Value,
+        bias: Option<Value>,
+        attributes: Conv2d,
+    ) -> Result<Value, Error> {
         let bias_node = bias.map(|b| self.operand(b)).transpose()?;
-        let typed = conv::conv2d(&attributes, self.operand(x)?, self.operand(weight)?, bias_node);
+        let typed = conv::conv2d(
+            &attributes,
+            self.operand(x)?,
+            self.operand(weight)?,
+            bias_node,
+        );
         let typed = self.at_next(typed)?;
         let inputs: Vec<Value> = [x, weight].into_iter().chain(bias).collect();
         self.push(Op::Conv2d(attributes), &inputs, typed)
     }
 
     /// Largest element of each window.
-    pub fn max_pool2d(&mut self, x: Value, window: (u32, u32), stride: (u32, u32), padding: (u32, u32)) -> Result<Value, Error> {
-        self.pool2d(x, Pool2d { maximum: true, window, stride, padding })
+    pub fn max_pool2d(
+        &mut self,
+        x: Value,
+        window: (u32, u32),
+        stride: (u32, u32),
+        padding: (u32, u32),
+    ) -> Result<Value, Error> {
+        self.pool2d(
+            x,
+            Pool2d {
+                maximum: true,
+                window,
+                stride,
+                padding,
+            },
+        )
     }
 
     /// Mean of each window, padding counted as zeros.
-    pub fn avg_pool2d(&mut self, x: Value, window: (u32, u32), stride: (u32, u32), padding: (u32, u32)) -> Result<Value, Error> {
-        self.pool2d(x, Pool2d { maximum: false, window, stride, padding })
+    pub fn avg_pool2d(
+        &mut self,
+        x: Value,
+        window: (u32, u32),
+        stride: (u32, u32),
+        padding: (u32, u32),
+    ) -> Result<Value, Error> {
+        self.pool2d(
+            x,
+            Pool2d {
+                maximum: false,
+                window,
+                stride,
+                padding,
+            },
+        )
     }
 
     fn pool2d(&mut self, x: Value, pool: Pool2d) -> Result<Value, Error> {
@@ -421,33 +558,69 @@ impl Builder {
     /// Batch normalisation with the batch's statistics; moves the running ones when the plan has
     /// an optimizer step.
     #[expect(clippy::too_many_arguments, reason = "the contract's operands")]
-    pub fn batch_norm_train(&mut self, x: Value, scale: Value, bias: Value, running_mean: Value, running_variance: Value, momentum: f64, epsilon: f64) -> Result<Value, Error> {
+    pub fn batch_norm_train(
+        &mut self,
+        x: Value,
+        scale: Value,
+        bias: Value,
+        running_mean: Value,
+        running_variance: Value,
+        momentum: f64,
+        epsilon: f64,
+    ) -> Result<Value, Error> {
         let name = "batch-norm-train";
         let vectors = [scale, bias, running_mean, running_variance];
-        let nodes = vectors.iter().map(|&v| self.operand(v)).collect::<Result<Vec<_>, _>>()?;
+        let nodes = vectors
+            .iter()
+            .map(|&v| self.operand(v))
+            .collect::<Result<Vec<_>, _>>()?;
         let channels = self.at_next(norm::check(name, self.operand(x)?, &nodes))?;
         self.at_next(norm::check_epsilon(name, epsilon))?;
         if !(0.0..=1.0).contains(&momentum) {
-            return self.at_next(Err(Error::attribute(format!("{name}: momentum lies between 0 and 1"))));
+            return self.at_next(Err(Error::attribute(format!(
+                "{name}: momentum lies between 0 and 1"
+            ))));
         }
         for running in [running_mean, running_variance] {
             let buffer = matches!(&self.node(running).op, Op::Leaf(Leaf::Variable(v)) if v.role == Role::Buffer);
             if !buffer {
-                return Err(Error::attribute(format!("{name}: running statistics must be buffers")).at(running));
+                return Err(Error::attribute(format!(
+                    "{name}: running statistics must be buffers"
+                ))
+                .at(running));
             }
         }
         let typed = (DType::F32, self.node(x).shape.clone());
-        let statistics = self.push(Op::BatchStatistics { epsilon }, &[x], norm::statistics(channels))?;
+        let statistics = self.push(
+            Op::BatchStatistics { epsilon },
+            &[x],
+            norm::statistics(channels),
+        )?;
         let update = [running_mean, running_variance, statistics, x];
-        self.push(Op::UpdateRunning { momentum }, &update, (DType::F32, Shape::default()))?;
+        self.push(
+            Op::UpdateRunning { momentum },
+            &update,
+            (DType::F32, Shape::default()),
+        )?;
         self.push(Op::BatchNorm, &[x, scale, bias, statistics], typed)
     }
 
     /// Batch normalisation with given mean and variance, which get no gradient.
-    pub fn batch_norm_eval(&mut self, x: Value, scale: Value, bias: Value, mean: Value, variance: Value, epsilon: f64) -> Result<Value, Error> {
+    pub fn batch_norm_eval(
+        &mut self,
+        x: Value,
+        scale: Value,
+        bias: Value,
+        mean: Value,
+        variance: Value,
+        epsilon: f64,
+    ) -> Result<Value, Error> {
         let name = "batch-norm-eval";
         let vectors = [scale, bias, mean, variance];
-        let nodes = vectors.iter().map(|&v| self.operand(v)).collect::<Result<Vec<_>, _>>()?;
+        let nodes = vectors
+            .iter()
+            .map(|&v| self.operand(v))
+            .collect::<Result<Vec<_>, _>>()?;
         let channels = self.at_next(norm::check(name, self.operand(x)?, &nodes))?;
         self.at_next(norm::check_epsilon(name, epsilon))?;
         let typed = (DType::F32, self.node(x).shape.clone());
@@ -464,19 +637,31 @@ impl Builder {
 
     /// Logarithm of the softmax.
     pub fn log_softmax(&mut self, x: Value, axis: u32) -> Result<Value, Error> {
-        let (axis, typed) = self.at_next(softmax::softmax("log-softmax", self.operand(x)?, axis))?;
+        let (axis, typed) =
+            self.at_next(softmax::softmax("log-softmax", self.operand(x)?, axis))?;
         self.push(Op::Softmax { axis, log: true }, &[x], typed)
     }
 
     /// Mean cross-entropy of logits against class indices.
-    pub fn cross_entropy(&mut self, logits: Value, labels: Value, smoothing: f64) -> Result<Value, Error> {
+    pub fn cross_entropy(
+        &mut self,
+        logits: Value,
+        labels: Value,
+        smoothing: f64,
+    ) -> Result<Value, Error> {
         let typed = loss::cross_entropy(self.operand(logits)?, self.operand(labels)?, smoothing);
         let typed = self.at_next(typed)?;
         self.push(Op::CrossEntropy { smoothing }, &[logits, labels], typed)
     }
 
     /// Power spectrum `[batch, size/2 + 1, frames]` of `[batch, samples]`.
-    pub fn stft_power(&mut self, x: Value, size: u32, hop: u32, window: Window) -> Result<Value, Error> {
+    pub fn stft_power(
+        &mut self,
+        x: Value,
+        size: u32,
+        hop: u32,
+        window: Window,
+    ) -> Result<Value, Error> {
         let stft = Stft { size, hop, window };
         let typed = self.at_next(signal::stft_power(&stft, self.operand(x)?))?;
         self.push(Op::StftPower(stft), &[x], typed)
@@ -490,38 +675,96 @@ impl Builder {
     }
 
     /// A step of stochastic gradient descent. Errors: `graph.optimizer`.
-    pub fn sgd(&mut self, parameters: &[Value], gradients: &[Value], momentum: f64, nesterov: bool, decay: f64) -> Result<(), Error> {
-        self.optimize(parameters, gradients, Optimizer::Sgd { momentum, nesterov, decay })
+    pub fn sgd(
+        &mut self,
+        parameters: &[Value],
+        gradients: &[Value],
+        momentum: f64,
+        nesterov: bool,
+        decay: f64,
+    ) -> Result<(), Error> {
+        self.optimize(
+            parameters,
+            gradients,
+            Optimizer::Sgd {
+                momentum,
+                nesterov,
+                decay,
+            },
+        )
     }
 
     /// A step of Adam. Errors: `graph.optimizer`.
-    pub fn adam(&mut self, parameters: &[Value], gradients: &[Value], (beta1, beta2): (f64, f64), epsilon: f64, decay: f64) -> Result<(), Error> {
-        let rule = Optimizer::Adam { beta1, beta2, epsilon, decay, decoupled: false };
+    pub fn adam(
+        &mut self,
+        parameters: &[Value],
+        gradients: &[Value],
+        (beta1, beta2): (f64, f64),
+        epsilon: f64,
+        decay: f64,
+    ) -> Result<(), Error> {
+        let rule = Optimizer::Adam {
+            beta1,
+            beta2,
+            epsilon,
+            decay,
+            decoupled: false,
+        };
         self.optimize(parameters, gradients, rule)
     }
 
     /// A step of AdamW. Errors: `graph.optimizer`.
-    pub fn adamw(&mut self, parameters: &[Value], gradients: &[Value], (beta1, beta2): (f64, f64), epsilon: f64, decay: f64) -> Result<(), Error> {
-        let rule = Optimizer::Adam { beta1, beta2, epsilon, decay, decoupled: true };
+    pub fn adamw(
+        &mut self,
+        parameters: &[Value],
+        gradients: &[Value],
+        (beta1, beta2): (f64, f64),
+        epsilon: f64,
+        decay: f64,
+    ) -> Result<(), Error> {
+        let rule = Optimizer::Adam {
+            beta1,
+            beta2,
+            epsilon,
+            decay,
+            decoupled: true,
+        };
         self.optimize(parameters, gradients, rule)
     }
 
-    fn optimize(&mut self, parameters: &[Value], gradients: &[Value], rule: Optimizer) -> Result<(), Error> {
+    fn optimize(
+        &mut self,
+        parameters: &[Value],
+        gradients: &[Value],
+        rule: Optimizer,
+    ) -> Result<(), Error> {
         self.at_next(rule.check())?;
         let refuse = |at: Value, why: String| Err(Error::new("graph.optimizer", why).at(at));
         if parameters.len() != gradients.len() {
-            let why = format!("{} parameters have {} gradients", parameters.len(), gradients.len());
+            let why = format!(
+                "{} parameters have {} gradients",
+                parameters.len(),
+                gradients.len()
+            );
             return refuse(Value(self.nodes() as u32), why);
         }
         for (&parameter, &gradient) in parameters.iter().zip(gradients) {
             let name = match &self.operand(parameter)?.op {
                 Op::Leaf(Leaf::Variable(v)) if v.role == Role::Parameter => v.name.clone(),
-                _ => return refuse(parameter, format!("value {} is not a parameter", parameter.0)),
+                _ => {
+                    return refuse(
+                        parameter,
+                        format!("value {} is not a parameter", parameter.0),
+                    );
+                }
             };
             let shape = self.node(parameter).shape.clone();
             let given = self.operand(gradient)?;
             if given.shape != shape || given.dtype != DType::F32 {
-                let why = format!("the gradient {} of `{name}` is not float32 {shape}", given.shape);
+                let why = format!(
+                    "the gradient {} of `{name}` is not float32 {shape}",
+                    given.shape
+                );
                 return refuse(gradient, why);
             }
             if !self.optimized.insert(parameter) {
@@ -594,7 +837,11 @@ impl Builder {
             .filter(|&i| i < lead || from.0[i] != to.0[i - lead])
             .map(|i| i as u32)
             .collect();
-        let sum = if axes.is_empty() { x } else { self.sum(x, &axes, true)? };
+        let sum = if axes.is_empty() {
+            x
+        } else {
+            self.sum(x, &axes, true)?
+        };
         self.reshape_to(sum, &to)
     }
 }

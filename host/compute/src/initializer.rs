@@ -44,16 +44,16 @@ impl Initializer {
             ("torch-uniform", []) => Ok(uniform(1.0 / fan_in.sqrt())),
             ("constant", &[v]) => Ok(Self::Constant(v)),
             ("uniform", &[low, high]) if low <= high => Ok(Self::Uniform(low, high)),
-            ("normal", &[mean, deviation]) if deviation >= 0.0 => {
-                Ok(Self::Normal(mean, deviation))
-            }
+            ("normal", &[mean, deviation]) if deviation >= 0.0 => Ok(Self::Normal(mean, deviation)),
             _ => Err(invalid()),
         }
     }
 
     /// Fills a tensor.
     pub fn fill(self, seed: u64, name: &str, out: &mut [f32]) {
-        let key = name.bytes().fold(splitmix64(seed), |h, b| splitmix64(h ^ u64::from(b)));
+        let key = name
+            .bytes()
+            .fold(splitmix64(seed), |h, b| splitmix64(h ^ u64::from(b)));
         let unit = |i: u64| unit(key.wrapping_add(i));
         for (i, value) in (0u64..).zip(out) {
             *value = match self {
@@ -79,7 +79,9 @@ mod tests {
     fn filled(text: &str, shape: &[u64], seed: u64) -> Vec<f32> {
         let shape = Shape::fixed(shape);
         let mut out = vec![0.0; shape.elements(1).unwrap() as usize];
-        Initializer::parse(text, &shape).unwrap().fill(seed, "w", &mut out);
+        Initializer::parse(text, &shape)
+            .unwrap()
+            .fill(seed, "w", &mut out);
         out
     }
 
@@ -88,11 +90,18 @@ mod tests {
         let moments = |v: &[f32]| {
             let n = v.len() as f64;
             let mean = v.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-            let variance = v.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+            let variance = v
+                .iter()
+                .map(|&x| (f64::from(x) - mean).powi(2))
+                .sum::<f64>()
+                / n;
             (mean, variance.sqrt())
         };
         let (mean, deviation) = moments(&filled("kaiming-normal", &[200, 50], 1));
-        assert!(mean.abs() < 0.01 && (deviation - 0.2).abs() < 0.005, "{mean} {deviation}");
+        assert!(
+            mean.abs() < 0.01 && (deviation - 0.2).abs() < 0.005,
+            "{mean} {deviation}"
+        );
         let values = filled("torch-uniform", &[400, 25], 1);
         assert!(values.iter().all(|v| v.abs() <= 0.2));
         assert!((moments(&values).1 - 0.2 / 3f64.sqrt()).abs() < 0.005);
@@ -100,13 +109,27 @@ mod tests {
 
     #[test]
     fn values_depend_on_the_seed_and_repeat() {
-        assert_eq!(filled("uniform:0:1", &[8], 1), filled("uniform:0:1", &[8], 1));
-        assert_ne!(filled("uniform:0:1", &[8], 1), filled("uniform:0:1", &[8], 2));
+        assert_eq!(
+            filled("uniform:0:1", &[8], 1),
+            filled("uniform:0:1", &[8], 1)
+        );
+        assert_ne!(
+            filled("uniform:0:1", &[8], 1),
+            filled("uniform:0:1", &[8], 2)
+        );
     }
 
     #[test]
     fn an_unknown_initializer_is_refused_with_the_list() {
-        for text in ["xavier", "constant", "constant:x", "uniform:1:0", "normal:0:-1", "zeros:1", ""] {
+        for text in [
+            "xavier",
+            "constant",
+            "constant:x",
+            "uniform:1:0",
+            "normal:0:-1",
+            "zeros:1",
+            "",
+        ] {
             let e = Initializer::parse(text, &Shape::fixed(&[1])).unwrap_err();
             assert!(e.to_string().contains("kaiming-uniform"), "{e}");
         }

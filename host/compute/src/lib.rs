@@ -25,6 +25,7 @@
 
 pub mod backend;
 pub mod builder;
+pub mod cpu;
 pub mod dtype;
 pub mod error;
 pub mod graph;

@@ -84,15 +84,28 @@ impl Plan {
             live[v.index()] && !matches!(node.op, Op::Leaf(_) | Op::Reshape)
         };
         // Updates come last, so that nothing sees a variable change during a run.
-        plan.steps = values().filter(|v| runs(v) && !graph.node(*v).op.is_update()).collect();
-        plan.steps.extend(values().filter(|v| runs(v) && graph.node(*v).op.is_update()));
+        plan.steps = values()
+            .filter(|v| runs(v) && !graph.node(*v).op.is_update())
+            .collect();
+        plan.steps
+            .extend(values().filter(|v| runs(v) && graph.node(*v).op.is_update()));
         if plan.steps.is_empty() && graph.outputs.is_empty() {
-            return Err(Error::new("graph.empty", "the graph has no output and no optimizer step"));
+            return Err(Error::new(
+                "graph.empty",
+                "the graph has no output and no optimizer step",
+            ));
         }
-        plan.trains = plan.steps.iter().any(|v| matches!(graph.node(*v).op, Op::Optimize(_)));
+        plan.trains = plan
+            .steps
+            .iter()
+            .any(|v| matches!(graph.node(*v).op, Op::Optimize(_)));
         plan.place_leaves(&live);
         plan.place_results(&live)?;
-        plan.outputs = graph.outputs.iter().map(|(name, v)| plan.port(name, *v)).collect();
+        plan.outputs = graph
+            .outputs
+            .iter()
+            .map(|(name, v)| plan.port(name, *v))
+            .collect();
         for &step in &plan.steps {
             let bytes = workspace_bytes(graph, graph.node(step), max_batch)?;
             plan.workspace_bytes = plan.workspace_bytes.max(bytes);
@@ -102,7 +115,12 @@ impl Plan {
 
     fn port(&self, name: &str, value: Value) -> Port {
         let node = self.graph.node(value);
-        Port { name: name.to_owned(), dtype: node.dtype, shape: node.shape.clone(), value }
+        Port {
+            name: name.to_owned(),
+            dtype: node.dtype,
+            shape: node.shape.clone(),
+            value,
+        }
     }
 
     fn place_leaves(&mut self, live: &[bool]) {
@@ -148,7 +166,11 @@ impl Plan {
         let mut lifetimes = Vec::with_capacity(buffers.len());
         for &(value, first) in &buffers {
             let bytes = self.bytes(value, self.max_batch).map_err(|e| e.at(value))?;
-            lifetimes.push(Lifetime { bytes, first, last: last[value.index()].max(first) });
+            lifetimes.push(Lifetime {
+                bytes,
+                first,
+                last: last[value.index()].max(first),
+            });
         }
         let (offsets, arena) = place(&lifetimes);
         self.arena_bytes = arena;
@@ -234,12 +256,18 @@ fn workspace_bytes(graph: &Graph, node: &Node, batch: u64) -> Result<u64, Error>
     let shape = |v: Value| graph.node(v).shape.at(batch as usize);
     let elements = match &node.op {
         Op::Conv2d(c) => conv::workspace(c, &shape(node.inputs[0]), &shape(node.inputs[1]), false),
-        Op::Conv2dInputGradient(c) => {
-            conv::workspace(c, &node.shape.at(batch as usize), &shape(node.inputs[1]), false)
-        }
-        Op::Conv2dWeightGradient(c) => {
-            conv::workspace(c, &shape(node.inputs[0]), &node.shape.at(batch as usize), true)
-        }
+        Op::Conv2dInputGradient(c) => conv::workspace(
+            c,
+            &node.shape.at(batch as usize),
+            &shape(node.inputs[1]),
+            false,
+        ),
+        Op::Conv2dWeightGradient(c) => conv::workspace(
+            c,
+            &shape(node.inputs[0]),
+            &node.shape.at(batch as usize),
+            true,
+        ),
         _ => Some(0),
     };
     elements
@@ -253,10 +281,17 @@ fn workspace_bytes(graph: &Graph, node: &Node, batch: u64) -> Result<u64, Error>
 pub fn peak_bytes_of(plans: &[&Plan]) -> u64 {
     let mut variables: HashMap<&str, u64> = HashMap::new();
     for (variable, shape) in plans.iter().flat_map(|p| &p.variables) {
-        variables.insert(&variable.name, shape.elements(1).unwrap_or(u64::MAX).saturating_mul(4));
+        variables.insert(
+            &variable.name,
+            shape.elements(1).unwrap_or(u64::MAX).saturating_mul(4),
+        );
     }
     let constants = plans.iter().flat_map(|p| {
-        let bytes = |v: &Value| p.bytes(*v, 1).unwrap_or(u64::MAX).next_multiple_of(ALIGNMENT);
+        let bytes = |v: &Value| {
+            p.bytes(*v, 1)
+                .unwrap_or(u64::MAX)
+                .next_multiple_of(ALIGNMENT)
+        };
         p.constants.iter().map(bytes)
     });
     let largest = |f: fn(&Plan) -> u64| plans.iter().map(|p| f(p)).max().unwrap_or(0);

@@ -79,17 +79,32 @@ mod tests {
 
     fn rates(warmup: u64, kind: ScheduleKind, steps: &[u64]) -> Vec<f64> {
         let schedule = Schedule::new(1.0, warmup, kind).unwrap();
-        steps.iter().map(|&s| (schedule.rate(s) * 1e6).round() / 1e6).collect()
+        steps
+            .iter()
+            .map(|&s| (schedule.rate(s) * 1e6).round() / 1e6)
+            .collect()
     }
 
     #[test]
     fn each_kind_gives_pytorchs_rates() {
         assert_eq!(rates(0, ScheduleKind::Constant, &[0, 99]), [1.0, 1.0]);
-        let step = ScheduleKind::Step { every: 10, gamma: 0.1 };
+        let step = ScheduleKind::Step {
+            every: 10,
+            gamma: 0.1,
+        };
         assert_eq!(rates(0, step, &[0, 9, 10, 25]), [1.0, 1.0, 0.1, 0.01]);
-        let cosine = ScheduleKind::Cosine { total: 100, last: 0.0 };
-        assert_eq!(rates(0, cosine, &[0, 25, 50, 100, 500]), [1.0, 0.853553, 0.5, 0.0, 0.0]);
-        assert_eq!(rates(4, cosine, &[0, 1, 3, 4, 52]), [0.25, 0.5, 1.0, 1.0, 0.5]);
+        let cosine = ScheduleKind::Cosine {
+            total: 100,
+            last: 0.0,
+        };
+        assert_eq!(
+            rates(0, cosine, &[0, 25, 50, 100, 500]),
+            [1.0, 0.853553, 0.5, 0.0, 0.0]
+        );
+        assert_eq!(
+            rates(4, cosine, &[0, 1, 3, 4, 52]),
+            [0.25, 0.5, 1.0, 1.0, 0.5]
+        );
     }
 
     #[test]
@@ -97,11 +112,32 @@ mod tests {
         for (base, kind) in [
             (f64::NAN, ScheduleKind::Constant),
             (-1.0, ScheduleKind::Constant),
-            (1.0, ScheduleKind::Step { every: 0, gamma: 0.5 }),
-            (1.0, ScheduleKind::Cosine { total: 0, last: 0.0 }),
-            (1.0, ScheduleKind::Cosine { total: 1, last: f64::INFINITY }),
+            (
+                1.0,
+                ScheduleKind::Step {
+                    every: 0,
+                    gamma: 0.5,
+                },
+            ),
+            (
+                1.0,
+                ScheduleKind::Cosine {
+                    total: 0,
+                    last: 0.0,
+                },
+            ),
+            (
+                1.0,
+                ScheduleKind::Cosine {
+                    total: 1,
+                    last: f64::INFINITY,
+                },
+            ),
         ] {
-            assert_eq!(Schedule::new(base, 0, kind).unwrap_err().code(), "option.value");
+            assert_eq!(
+                Schedule::new(base, 0, kind).unwrap_err().code(),
+                "option.value"
+            );
         }
     }
 }

@@ -62,7 +62,9 @@ impl Shape {
             )));
         }
         if self.0.iter().any(|d| d.at(1) == 0) {
-            return Err(Error::shape(format!("every size of {self} must be at least 1")));
+            return Err(Error::shape(format!(
+                "every size of {self} must be at least 1"
+            )));
         }
         self.elements(1).map(|_| ())
     }
@@ -144,7 +146,10 @@ mod tests {
     fn a_shape_of_too_many_elements_is_refused_without_overflow() {
         let e = Shape::fixed(&[u64::MAX, u64::MAX]).check().unwrap_err();
         assert_eq!(e.code(), "graph.limit");
-        assert_eq!(Shape::fixed(&[1; 9]).check().unwrap_err().code(), "graph.limit");
+        assert_eq!(
+            Shape::fixed(&[1; 9]).check().unwrap_err().code(),
+            "graph.limit"
+        );
     }
 
     #[test]

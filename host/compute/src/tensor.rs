@@ -20,10 +20,17 @@ impl HostTensor {
         if expected != Some(bytes.len()) {
             return Err(Error::new(
                 "tensor.length",
-                format!("{} bytes are not a {dtype} tensor of shape {shape:?}", bytes.len()),
+                format!(
+                    "{} bytes are not a {dtype} tensor of shape {shape:?}",
+                    bytes.len()
+                ),
             ));
         }
-        Ok(Self { dtype, shape, bytes })
+        Ok(Self {
+            dtype,
+            shape,
+            bytes,
+        })
     }
 
     /// A float32 tensor.
@@ -56,15 +63,21 @@ impl HostTensor {
     /// The elements of a float32 tensor.
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         let chunks = self.bytes.chunks_exact(4);
-        (self.dtype == DType::F32)
-            .then(|| chunks.filter_map(|c| c.try_into().ok().map(f32::from_le_bytes)).collect())
+        (self.dtype == DType::F32).then(|| {
+            chunks
+                .filter_map(|c| c.try_into().ok().map(f32::from_le_bytes))
+                .collect()
+        })
     }
 
     /// The elements of an int64 tensor.
     pub fn to_i64(&self) -> Option<Vec<i64>> {
         let chunks = self.bytes.chunks_exact(8);
-        (self.dtype == DType::I64)
-            .then(|| chunks.filter_map(|c| c.try_into().ok().map(i64::from_le_bytes)).collect())
+        (self.dtype == DType::I64).then(|| {
+            chunks
+                .filter_map(|c| c.try_into().ok().map(i64::from_le_bytes))
+                .collect()
+        })
     }
 }
 

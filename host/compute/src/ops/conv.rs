@@ -23,13 +23,26 @@ pub struct Conv2d {
 impl Default for Conv2d {
     /// Stride 1, no padding, dilation 1, one group.
     fn default() -> Self {
-        Self { stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 }
+        Self {
+            stride: (1, 1),
+            padding: (0, 0),
+            dilation: (1, 1),
+            groups: 1,
+        }
     }
 }
 
 /// ⌊(size + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1; none where no window fits.
-pub(crate) fn windows(size: u64, kernel: u64, stride: u32, padding: u32, dilation: u32) -> Option<u64> {
-    let reach = u64::from(dilation).checked_mul(kernel.checked_sub(1)?)?.checked_add(1)?;
+pub(crate) fn windows(
+    size: u64,
+    kernel: u64,
+    stride: u32,
+    padding: u32,
+    dilation: u32,
+) -> Option<u64> {
+    let reach = u64::from(dilation)
+        .checked_mul(kernel.checked_sub(1)?)?
+        .checked_add(1)?;
     let padded = size.checked_add(2 * u64::from(padding))?;
     Some(padded.checked_sub(reach)? / u64::from(stride) + 1)
 }
@@ -46,19 +59,32 @@ pub(crate) fn image(name: &str, node: &Node) -> Result<(Dim, u64, u64, u64), Err
     }
 }
 
-pub(crate) fn conv2d(c: &Conv2d, x: &Node, weight: &Node, bias: Option<&Node>) -> Result<Typed, Error> {
+pub(crate) fn conv2d(
+    c: &Conv2d,
+    x: &Node,
+    weight: &Node,
+    bias: Option<&Node>,
+) -> Result<Typed, Error> {
     let (n, channels, height, width) = image("conv2d", x)?;
     let (out, per_group, kernel_height, kernel_width) = image("conv2d", weight)?;
     let Dim::Fixed(out) = out else {
-        return Err(Error::shape(format!("conv2d: weight {} holds the batch", weight.shape)));
+        return Err(Error::shape(format!(
+            "conv2d: weight {} holds the batch",
+            weight.shape
+        )));
     };
     let positive = [c.stride.0, c.stride.1, c.dilation.0, c.dilation.1, c.groups];
     if positive.contains(&0) {
-        return Err(Error::attribute("conv2d: stride, dilation and groups must be at least 1"));
+        return Err(Error::attribute(
+            "conv2d: stride, dilation and groups must be at least 1",
+        ));
     }
     let groups = u64::from(c.groups);
     let refuse = |why: String| {
-        Error::shape(format!("conv2d: x {} and weight {}: {why}", x.shape, weight.shape))
+        Error::shape(format!(
+            "conv2d: x {} and weight {}: {why}",
+            x.shape, weight.shape
+        ))
     };
     if per_group.checked_mul(groups) != Some(channels) || out == 0 || out % groups != 0 {
         return Err(refuse(format!("channels do not fit {groups} groups")));
@@ -72,7 +98,9 @@ pub(crate) fn conv2d(c: &Conv2d, x: &Node, weight: &Node, bias: Option<&Node>) -
     let rows = windows(height, kernel_height, c.stride.0, c.padding.0, c.dilation.0);
     let columns = windows(width, kernel_width, c.stride.1, c.padding.1, c.dilation.1);
     let (Some(rows), Some(columns)) = (rows, columns) else {
-        return Err(refuse("the kernel does not fit into the padded image".into()));
+        return Err(refuse(
+            "the kernel does not fit into the padded image".into(),
+        ));
     };
     let shape = vec![n, Dim::Fixed(out), Dim::Fixed(rows), Dim::Fixed(columns)];
     Ok((DType::F32, Shape(shape)))
@@ -118,13 +146,21 @@ pub(crate) struct Geometry {
 impl Geometry {
     /// From the shapes of x and weight, which the builder has checked; none otherwise.
     pub(crate) fn new(attributes: &Conv2d, x: &[usize], weight: &[usize]) -> Option<Self> {
-        let (&[batch, channels, height, width], &[out, _, kernel_height, kernel_width]) = (x, weight)
+        let (&[batch, channels, height, width], &[out, _, kernel_height, kernel_width]) =
+            (x, weight)
         else {
             return None;
         };
         let c = attributes;
         let count = |size: usize, kernel: usize, stride, padding, dilation| {
-            usize::try_from(windows(size as u64, kernel as u64, stride, padding, dilation)?).ok()
+            usize::try_from(windows(
+                size as u64,
+                kernel as u64,
+                stride,
+                padding,
+                dilation,
+            )?)
+            .ok()
         };
         Some(Self {
             batch,
@@ -164,7 +200,15 @@ impl Geometry {
 /// Elements of workspace: a patch matrix a lane and, for the weight's gradient, a sum a lane.
 pub(crate) fn workspace(c: &Conv2d, x: &[usize], weight: &[usize], sums: bool) -> Option<usize> {
     let g = Geometry::new(c, x, weight)?;
-    let patches = if g.is_pointwise() { 0 } else { g.patch().checked_mul(g.pixels())? };
-    let sum = if sums { weight.iter().try_fold(1usize, |n, &d| n.checked_mul(d))? } else { 0 };
+    let patches = if g.is_pointwise() {
+        0
+    } else {
+        g.patch().checked_mul(g.pixels())?
+    };
+    let sum = if sums {
+        weight.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?
+    } else {
+        0
+    };
     patches.checked_add(sum)?.checked_mul(g.lanes())
 }

@@ -55,10 +55,16 @@ impl Binary {
 
 pub(crate) fn broadcast(name: &str, a: &Node, b: &Node) -> Result<Typed, Error> {
     if a.dtype != b.dtype {
-        return Err(Error::dtype(format!("{name}: {} and {} differ", a.dtype, b.dtype)));
+        return Err(Error::dtype(format!(
+            "{name}: {} and {} differ",
+            a.dtype, b.dtype
+        )));
     }
     let shape = a.shape.broadcast(&b.shape).ok_or_else(|| {
-        Error::shape(format!("{name}: shapes {} and {} do not broadcast", a.shape, b.shape))
+        Error::shape(format!(
+            "{name}: shapes {} and {} do not broadcast",
+            a.shape, b.shape
+        ))
     })?;
     Ok((a.dtype, shape))
 }
@@ -84,7 +90,11 @@ pub(crate) fn unary_gradient(
         return Ok(vec![Some(b.affine(dy, factor, 0.0)?)]);
     }
     let typed = (DType::F32, b.node(x).shape.clone());
-    Ok(vec![Some(b.push(Op::UnaryGradient(kind), &[x, dy], typed)?)])
+    Ok(vec![Some(b.push(
+        Op::UnaryGradient(kind),
+        &[x, dy],
+        typed,
+    )?)])
 }
 
 pub(crate) fn binary_gradient(
@@ -106,11 +116,16 @@ pub(crate) fn binary_gradient(
             (dx, b.neg(ratio)?)
         }
         Binary::Maximum | Binary::Minimum => {
-            let op = Op::ExtremumGradient { maximum: kind == Binary::Maximum };
+            let op = Op::ExtremumGradient {
+                maximum: kind == Binary::Maximum,
+            };
             let typed = (DType::F32, b.node(dy).shape.clone());
             let dx = b.push(op.clone(), &[x, y, dy], typed.clone())?;
             (dx, b.push(op, &[y, x, dy], typed)?)
         }
     };
-    Ok(vec![Some(b.reduce_like(dx, x)?), Some(b.reduce_like(dz, y)?)])
+    Ok(vec![
+        Some(b.reduce_like(dx, x)?),
+        Some(b.reduce_like(dz, y)?),
+    ])
 }

@@ -9,7 +9,10 @@ use crate::shape::{Dim, Shape};
 pub(crate) fn cross_entropy(logits: &Node, labels: &Node, smoothing: f64) -> Result<Typed, Error> {
     float("cross-entropy", logits)?;
     if labels.dtype != DType::I64 {
-        return Err(Error::dtype(format!("cross-entropy takes int64 labels, not {}", labels.dtype)));
+        return Err(Error::dtype(format!(
+            "cross-entropy takes int64 labels, not {}",
+            labels.dtype
+        )));
     }
     let fits = matches!(logits.shape.0[..], [n, Dim::Fixed(1..)] if labels.shape.0 == [n]);
     if !fits {
@@ -19,7 +22,9 @@ pub(crate) fn cross_entropy(logits: &Node, labels: &Node, smoothing: f64) -> Res
         )));
     }
     if !(0.0..=1.0).contains(&smoothing) {
-        return Err(Error::attribute("cross-entropy: label smoothing lies between 0 and 1"));
+        return Err(Error::attribute(
+            "cross-entropy: label smoothing lies between 0 and 1",
+        ));
     }
     Ok((DType::F32, Shape::default()))
 }

@@ -23,11 +23,53 @@ use crate::shape::Shape;
 
 /// The operators that a builder offers, by the contract's names.
 pub const NAMES: &[&str] = &[
-    "abs", "adam", "adamw", "add", "affine", "amax", "argmax", "avg-pool2d", "batch-norm-eval",
-    "batch-norm-train", "cast", "clamp", "conv2d", "cos", "cross-entropy", "div", "equal", "erf",
-    "exp", "expand", "gelu", "leaky-relu", "linear", "log", "log-softmax", "matmul", "max-pool2d",
-    "maximum", "mean", "minimum", "mul", "neg", "permute", "pow", "relu", "reshape", "rsqrt", "sgd",
-    "sigmoid", "silu", "sin", "softmax", "sqrt", "stft-power", "sub", "sum", "tanh",
+    "abs",
+    "adam",
+    "adamw",
+    "add",
+    "affine",
+    "amax",
+    "argmax",
+    "avg-pool2d",
+    "batch-norm-eval",
+    "batch-norm-train",
+    "cast",
+    "clamp",
+    "conv2d",
+    "cos",
+    "cross-entropy",
+    "div",
+    "equal",
+    "erf",
+    "exp",
+    "expand",
+    "gelu",
+    "leaky-relu",
+    "linear",
+    "log",
+    "log-softmax",
+    "matmul",
+    "max-pool2d",
+    "maximum",
+    "mean",
+    "minimum",
+    "mul",
+    "neg",
+    "permute",
+    "pow",
+    "relu",
+    "reshape",
+    "rsqrt",
+    "sgd",
+    "sigmoid",
+    "silu",
+    "sin",
+    "softmax",
+    "sqrt",
+    "stft-power",
+    "sub",
+    "sum",
+    "tanh",
 ];
 
 /// What a node computes.
@@ -38,7 +80,9 @@ pub(crate) enum Op {
     UnaryGradient(elementwise::Unary),
     Binary(elementwise::Binary),
     /// (a, b, dy): dy where a wins, half of it where a = b. `maximum` tells which wins.
-    ExtremumGradient { maximum: bool },
+    ExtremumGradient {
+        maximum: bool,
+    },
     Equal,
     Cast,
     /// x divided by a product of sizes, which may hold the batch.
@@ -46,13 +90,24 @@ pub(crate) enum Op {
     Reshape,
     Permute(Vec<usize>),
     Expand,
-    Reduce { kind: reduce::Reduction, axes: Vec<usize>, keep: bool },
+    Reduce {
+        kind: reduce::Reduction,
+        axes: Vec<usize>,
+        keep: bool,
+    },
     /// (x, y, dy) with y and dy kept to x's rank: dy shared among the elements equal to y.
     AmaxGradient,
-    Argmax { axis: usize },
+    Argmax {
+        axis: usize,
+    },
     /// Row `index` of `[rows, n]`.
-    Row { index: usize },
-    Matmul { transpose_a: bool, transpose_b: bool },
+    Row {
+        index: usize,
+    },
+    Matmul {
+        transpose_a: bool,
+        transpose_b: bool,
+    },
     Conv2d(conv::Conv2d),
     /// (dy, weight) to the gradient of x.
     Conv2dInputGradient(conv::Conv2d),
@@ -62,9 +117,13 @@ pub(crate) enum Op {
     /// (x, dy) to the gradient of x.
     Pool2dGradient(pool::Pool2d),
     /// x to `[3, channels]`: mean, 1/√(variance + ε), biased variance.
-    BatchStatistics { epsilon: f64 },
+    BatchStatistics {
+        epsilon: f64,
+    },
     /// (mean, variance) to the same.
-    FixedStatistics { epsilon: f64 },
+    FixedStatistics {
+        epsilon: f64,
+    },
     /// (x, scale, bias, statistics).
     BatchNorm,
     /// (x, dy, statistics) to `[2, channels]`: the gradients of scale and bias.
@@ -74,13 +133,25 @@ pub(crate) enum Op {
     /// (dy, scale, statistics).
     BatchNormEvalGradient,
     /// (running mean, running variance, statistics, x): moves the running values. No result.
-    UpdateRunning { momentum: f64 },
-    Softmax { axis: usize, log: bool },
+    UpdateRunning {
+        momentum: f64,
+    },
+    Softmax {
+        axis: usize,
+        log: bool,
+    },
     /// (y, dy).
-    SoftmaxGradient { axis: usize, log: bool },
-    CrossEntropy { smoothing: f64 },
+    SoftmaxGradient {
+        axis: usize,
+        log: bool,
+    },
+    CrossEntropy {
+        smoothing: f64,
+    },
     /// (logits, labels, dy).
-    CrossEntropyGradient { smoothing: f64 },
+    CrossEntropyGradient {
+        smoothing: f64,
+    },
     StftPower(signal::Stft),
     /// (x, dy).
     StftPowerGradient(signal::Stft),
@@ -112,7 +183,10 @@ pub(crate) fn float(name: &str, node: &Node) -> Result<(), Error> {
     if node.dtype == DType::F32 {
         return Ok(());
     }
-    Err(Error::dtype(format!("{name} takes float32, not {}", node.dtype)))
+    Err(Error::dtype(format!(
+        "{name} takes float32, not {}",
+        node.dtype
+    )))
 }
 
 /// Normalises axes: all of them where none are named. Errors: `graph.attribute`.
@@ -124,7 +198,9 @@ pub(crate) fn axes(name: &str, shape: &Shape, axes: &[u32]) -> Result<Vec<usize>
     list.sort_unstable();
     let repeated = list.windows(2).any(|w| w[0] == w[1]);
     if repeated || list.last().is_some_and(|&a| a >= shape.rank()) {
-        return Err(Error::attribute(format!("{name}: axes {axes:?} do not name axes of {shape}")));
+        return Err(Error::attribute(format!(
+            "{name}: axes {axes:?} do not name axes of {shape}"
+        )));
     }
     Ok(list)
 }
@@ -145,28 +221,46 @@ pub(crate) fn gradient(b: &mut Builder, y: Value, dy: Value) -> Result<Vec<Optio
         Op::Permute(order) => movement::permute_gradient(b, order, dy),
         Op::Expand => Ok(vec![Some(b.reduce_like(dy, x[0])?)]),
         Op::Reduce { kind, axes, .. } => reduce::gradient(b, *kind, axes, x[0], y, dy),
-        Op::Matmul { transpose_a, transpose_b } => {
-            matmul::gradient(b, (*transpose_a, *transpose_b), x[0], x[1], dy)
-        }
+        Op::Matmul {
+            transpose_a,
+            transpose_b,
+        } => matmul::gradient(b, (*transpose_a, *transpose_b), x[0], x[1], dy),
         Op::Conv2d(conv) => conv::gradient(b, conv, x, dy),
         Op::Pool2d(pool) => {
             let (dtype, shape) = (node.dtype, b.node(x[0]).shape.clone());
-            Ok(vec![Some(b.push(Op::Pool2dGradient(*pool), &[x[0], dy], (dtype, shape))?)])
+            Ok(vec![Some(b.push(
+                Op::Pool2dGradient(*pool),
+                &[x[0], dy],
+                (dtype, shape),
+            )?)])
         }
         Op::BatchNorm => norm::gradient(b, x, dy),
         Op::Softmax { axis, log } => {
-            let op = Op::SoftmaxGradient { axis: *axis, log: *log };
-            Ok(vec![Some(b.push(op, &[y, dy], (node.dtype, node.shape))?)])
+            let op = Op::SoftmaxGradient {
+                axis: *axis,
+                log: *log,
+            };
+            Ok(vec![Some(b.push(
+                op,
+                &[y, dy],
+                (node.dtype, node.shape),
+            )?)])
         }
         Op::CrossEntropy { smoothing } => {
             let shape = b.node(x[0]).shape.clone();
-            let op = Op::CrossEntropyGradient { smoothing: *smoothing };
+            let op = Op::CrossEntropyGradient {
+                smoothing: *smoothing,
+            };
             let d = b.push(op, &[x[0], x[1], dy], (DType::F32, shape))?;
             Ok(vec![Some(d), None])
         }
         Op::StftPower(stft) => {
             let shape = b.node(x[0]).shape.clone();
-            let d = b.push(Op::StftPowerGradient(*stft), &[x[0], dy], (DType::F32, shape))?;
+            let d = b.push(
+                Op::StftPowerGradient(*stft),
+                &[x[0], dy],
+                (DType::F32, shape),
+            )?;
             Ok(vec![Some(d)])
         }
         other => Err(Error::new(

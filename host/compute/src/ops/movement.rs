@@ -17,7 +17,10 @@ pub enum Target {
 
 pub(crate) fn reshape(x: &Node, target: &[Target]) -> Result<Typed, Error> {
     let refuse = |why: &str| {
-        Err(Error::shape(format!("reshape: {} does not become {target:?}: {why}", x.shape)))
+        Err(Error::shape(format!(
+            "reshape: {} does not become {target:?}: {why}",
+            x.shape
+        )))
     };
     let known: Vec<Dim> = target
         .iter()
@@ -39,7 +42,11 @@ pub(crate) fn reshape(x: &Node, target: &[Target]) -> Result<Typed, Error> {
         (Dim::Batch(h), Dim::Fixed(w)) => (w > 0 && h % w == 0).then(|| Dim::Batch(h / w)),
         (Dim::Fixed(_), Dim::Batch(_)) => None,
     };
-    let fits = if target.len() == known.len() { have == want } else { rest.is_some() };
+    let fits = if target.len() == known.len() {
+        have == want
+    } else {
+        rest.is_some()
+    };
     if !fits {
         return refuse("the numbers of elements differ");
     }
@@ -67,7 +74,10 @@ pub(crate) fn permute(x: &Node, order: &[u32]) -> Result<(Vec<usize>, Typed), Er
 pub(crate) fn expand(x: &Node, shape: &Shape) -> Result<Typed, Error> {
     super::float("expand", x)?;
     if x.shape.broadcast(shape).as_ref() != Some(shape) {
-        return Err(Error::shape(format!("expand: {} does not expand to {shape}", x.shape)));
+        return Err(Error::shape(format!(
+            "expand: {} does not expand to {shape}",
+            x.shape
+        )));
     }
     Ok((x.dtype, shape.clone()))
 }

@@ -12,7 +12,10 @@ use crate::shape::{Dim, Shape};
 pub(crate) fn check(name: &str, x: &Node, vectors: &[&Node]) -> Result<u64, Error> {
     float(name, x)?;
     let Some(&Dim::Fixed(channels)) = x.shape.0.get(1) else {
-        return Err(Error::shape(format!("{name} takes [batch, channels, …], not {}", x.shape)));
+        return Err(Error::shape(format!(
+            "{name} takes [batch, channels, …], not {}",
+            x.shape
+        )));
     };
     for vector in vectors {
         float(name, vector)?;
@@ -30,7 +33,9 @@ pub(crate) fn check_epsilon(name: &str, epsilon: f64) -> Result<(), Error> {
     if epsilon.is_finite() && epsilon >= 0.0 {
         return Ok(());
     }
-    Err(Error::attribute(format!("{name}: epsilon must be a number of at least 0")))
+    Err(Error::attribute(format!(
+        "{name}: epsilon must be a number of at least 0"
+    )))
 }
 
 pub(crate) fn statistics(channels: u64) -> Typed {
@@ -39,22 +44,33 @@ pub(crate) fn statistics(channels: u64) -> Typed {
 
 /// With x̂ = (x − mean)·r and r = 1/√(variance + ε): dscale = Σ dy·x̂, dbias = Σ dy; in evaluation
 /// dx = scale·r·dy; in training dx = scale·r·(dy − (dbias + x̂·dscale)/count).
-pub(crate) fn gradient(b: &mut Builder, inputs: &[Value], dy: Value) -> Result<Vec<Option<Value>>, Error> {
+pub(crate) fn gradient(
+    b: &mut Builder,
+    inputs: &[Value],
+    dy: Value,
+) -> Result<Vec<Option<Value>>, Error> {
     let &[x, scale, _, statistics] = inputs else {
         return Ok(vec![None; inputs.len()]);
     };
     let typed = (DType::F32, b.node(x).shape.clone());
     let channels = b.node(scale).shape.clone();
     let pair = Shape([vec![Dim::Fixed(2)], channels.0.clone()].concat());
-    let parameters =
-        b.push(Op::BatchNormParameterGradient, &[x, dy, statistics], (DType::F32, pair))?;
+    let parameters = b.push(
+        Op::BatchNormParameterGradient,
+        &[x, dy, statistics],
+        (DType::F32, pair),
+    )?;
     let dx = if matches!(b.node(statistics).op, Op::BatchStatistics { .. }) {
         let operands = [dy, scale, statistics, x, parameters];
         b.push(Op::BatchNormTrainGradient, &operands, typed)?
     } else {
         b.push(Op::BatchNormEvalGradient, &[dy, scale, statistics], typed)?
     };
-    let dscale = b.push(Op::Row { index: 0 }, &[parameters], (DType::F32, channels.clone()))?;
+    let dscale = b.push(
+        Op::Row { index: 0 },
+        &[parameters],
+        (DType::F32, channels.clone()),
+    )?;
     let dbias = b.push(Op::Row { index: 1 }, &[parameters], (DType::F32, channels))?;
     // The statistics' own gradient is part of dx; fixed statistics are not trained.
     Ok(vec![Some(dx), Some(dscale), Some(dbias), None])

@@ -6,11 +6,21 @@ use crate::error::Error;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Optimizer {
     /// g ← g + decay·p; v ← momentum·v + g; p ← p − rate·(nesterov ? g + momentum·v : v).
-    Sgd { momentum: f64, nesterov: bool, decay: f64 },
+    Sgd {
+        momentum: f64,
+        nesterov: bool,
+        decay: f64,
+    },
     /// m ← β₁m + (1 − β₁)g; v ← β₂v + (1 − β₂)g²;
     /// p ← p − rate·(m/(1 − β₁ᵗ)) / (√(v/(1 − β₂ᵗ)) + ε); decay is added to g, or where
     /// `decoupled` p ← p·(1 − rate·decay) first.
-    Adam { beta1: f64, beta2: f64, epsilon: f64, decay: f64, decoupled: bool },
+    Adam {
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        decay: f64,
+        decoupled: bool,
+    },
 }
 
 impl Optimizer {
@@ -25,13 +35,23 @@ impl Optimizer {
 
     pub(crate) fn check(&self) -> Result<(), Error> {
         let valid = match *self {
-            Self::Sgd { momentum, decay, nesterov } => {
+            Self::Sgd {
+                momentum,
+                decay,
+                nesterov,
+            } => {
                 (0.0..=1.0).contains(&momentum)
                     && decay >= 0.0
                     && decay.is_finite()
                     && (!nesterov || momentum > 0.0)
             }
-            Self::Adam { beta1, beta2, epsilon, decay, .. } => {
+            Self::Adam {
+                beta1,
+                beta2,
+                epsilon,
+                decay,
+                ..
+            } => {
                 (0.0..1.0).contains(&beta1)
                     && (0.0..1.0).contains(&beta2)
                     && epsilon >= 0.0
@@ -43,6 +63,8 @@ impl Optimizer {
         if valid {
             return Ok(());
         }
-        Err(Error::attribute(format!("optimizer constants out of range: {self:?}")))
+        Err(Error::attribute(format!(
+            "optimizer constants out of range: {self:?}"
+        )))
     }
 }

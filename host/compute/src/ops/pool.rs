@@ -17,11 +17,22 @@ pub(crate) struct Pool2d {
 }
 
 pub(crate) fn pool2d(pool: &Pool2d, x: &Node) -> Result<Typed, Error> {
-    let name = if pool.maximum { "max-pool2d" } else { "avg-pool2d" };
+    let name = if pool.maximum {
+        "max-pool2d"
+    } else {
+        "avg-pool2d"
+    };
     let (n, channels, height, width) = image(name, x)?;
-    let Pool2d { window, stride, padding, .. } = *pool;
+    let Pool2d {
+        window,
+        stride,
+        padding,
+        ..
+    } = *pool;
     if [window.0, window.1, stride.0, stride.1].contains(&0) {
-        return Err(Error::attribute(format!("{name}: window and stride must be at least 1")));
+        return Err(Error::attribute(format!(
+            "{name}: window and stride must be at least 1"
+        )));
     }
     if padding.0 > window.0 / 2 || padding.1 > window.1 / 2 {
         return Err(Error::attribute(format!(
@@ -36,6 +47,11 @@ pub(crate) fn pool2d(pool: &Pool2d, x: &Node) -> Result<Typed, Error> {
             x.shape
         )));
     };
-    let shape = vec![n, Dim::Fixed(channels), Dim::Fixed(rows), Dim::Fixed(columns)];
+    let shape = vec![
+        n,
+        Dim::Fixed(channels),
+        Dim::Fixed(rows),
+        Dim::Fixed(columns),
+    ];
     Ok((DType::F32, Shape(shape)))
 }

@@ -15,10 +15,14 @@ pub(crate) enum Reduction {
 }
 
 pub(crate) fn reduced(shape: &Shape, axes: &[usize], keep: bool) -> Shape {
-    let dims = shape.0.iter().enumerate().filter_map(|(i, &d)| match axes.contains(&i) {
-        false => Some(d),
-        true => keep.then_some(Dim::Fixed(1)),
-    });
+    let dims = shape
+        .0
+        .iter()
+        .enumerate()
+        .filter_map(|(i, &d)| match axes.contains(&i) {
+            false => Some(d),
+            true => keep.then_some(Dim::Fixed(1)),
+        });
     Shape(dims.collect())
 }
 

@@ -51,7 +51,10 @@ pub(crate) fn stft_power(stft: &Stft, x: &Node) -> Result<Typed, Error> {
     match x.shape.0[..] {
         [n, Dim::Fixed(samples)] if samples >= size => {
             let frames = 1 + (samples - size) / hop;
-            Ok((DType::F32, Shape(vec![n, Dim::Fixed(size / 2 + 1), Dim::Fixed(frames)])))
+            Ok((
+                DType::F32,
+                Shape(vec![n, Dim::Fixed(size / 2 + 1), Dim::Fixed(frames)]),
+            ))
         }
         _ => Err(Error::shape(format!(
             "stft-power takes [batch, samples] with at least {size} samples, not {}",

@@ -13,7 +13,10 @@ use crate::ops;
 pub(crate) fn gradients(b: &mut Builder, loss: Value, of: &[Value]) -> Result<Vec<Value>, Error> {
     let node = b.operand(loss)?;
     if node.dtype != DType::F32 || node.shape.rank() > 0 {
-        let why = format!("only a float32 scalar is differentiated, not {} {}", node.dtype, node.shape);
+        let why = format!(
+            "only a float32 scalar is differentiated, not {} {}",
+            node.dtype, node.shape
+        );
         return Err(Error::new("graph.gradient", why).at(loss));
     }
     for &x in of {
@@ -26,14 +29,18 @@ pub(crate) fn gradients(b: &mut Builder, loss: Value, of: &[Value]) -> Result<Ve
     }
     for i in (0..=loss.0).rev() {
         let y = Value(i);
-        let Some(&dy) = gradients.get(&y) else { continue };
+        let Some(&dy) = gradients.get(&y) else {
+            continue;
+        };
         let inputs = b.node(y).inputs.clone();
         if !inputs.iter().any(|x| needed[x.index()]) {
             continue;
         }
         let contributions = ops::gradient(b, y, dy).map_err(|e| e.at(y))?;
         for (x, dx) in inputs.into_iter().zip(contributions) {
-            let Some(dx) = dx.filter(|_| needed[x.index()]) else { continue };
+            let Some(dx) = dx.filter(|_| needed[x.index()]) else {
+                continue;
+            };
             let total = match gradients.get(&x) {
                 Some(&sum) => b.add(sum, dx)?,
                 None => dx,

@@ -49,7 +49,11 @@ mod tests {
     #[test]
     fn a_freed_place_is_used_again() {
         let chain: Vec<Lifetime> = (0..10)
-            .map(|i| Lifetime { bytes: 1000, first: i, last: i + 1 })
+            .map(|i| Lifetime {
+                bytes: 1000,
+                first: i,
+                last: i + 1,
+            })
             .collect();
         assert_eq!(place(&chain).1, 2 * 1024);
     }

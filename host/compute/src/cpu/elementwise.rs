@@ -1,0 +1,266 @@
+//! Element-wise kernels.
+
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
+use super::walk::{CHUNK, Walk, broadcast, chunks};
+use crate::ops::elementwise::{Binary, Unary};
+
+/// √(2/π), of the tanh form of GELU.
+const TANH_SCALE: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// out = f(x).
+pub(crate) fn map(
+    parallel: bool,
+    x: &[f32],
+    out: &mut [f32],
+    f: impl Fn(f32) -> f32 + Sync + Send,
+) {
+    chunks(parallel, out, CHUNK, |i, out| {
+        for (y, &x) in out.iter_mut().zip(&x[i * CHUNK..]) {
+            *y = f(x);
+        }
+    });
+}
+
+/// out = f(a, b), all of one shape.
+fn zip(
+    parallel: bool,
+    a: &[f32],
+    b: &[f32],
+    out: &mut [f32],
+    f: impl Fn(f32, f32) -> f32 + Sync + Send,
+) {
+    chunks(parallel, out, CHUNK, |i, out| {
+        for ((y, &a), &b) in out.iter_mut().zip(&a[i * CHUNK..]).zip(&b[i * CHUNK..]) {
+            *y = f(a, b);
+        }
+    });
+}
+
+pub(crate) fn unary(parallel: bool, kind: Unary, x: &[f32], out: &mut [f32]) {
+    match kind {
+        Unary::Affine { factor, offset } => {
+            let (factor, offset) = (factor as f32, offset as f32);
+            map(parallel, x, out, |x| factor * x + offset);
+        }
+        Unary::Abs => map(parallel, x, out, f32::abs),
+        Unary::Exp => map(parallel, x, out, f32::exp),
+        Unary::Log => map(parallel, x, out, f32::ln),
+        Unary::Sqrt => map(parallel, x, out, f32::sqrt),
+        Unary::Rsqrt => map(parallel, x, out, |x| 1.0 / x.sqrt()),
+        Unary::Sin => map(parallel, x, out, f32::sin),
+        Unary::Cos => map(parallel, x, out, f32::cos),
+        Unary::Erf => map(parallel, x, out, libm::erff),
+        Unary::Pow { exponent } => map(parallel, x, out, |x| x.powf(exponent as f32)),
+        // NaN stays NaN, as in PyTorch.
+        Unary::Clamp { low, high } => {
+            let (low, high) = (low as f32, high as f32);
+            map(parallel, x, out, |x| {
+                if x < low {
+                    low
+                } else if x > high {
+                    high
+                } else {
+                    x
+                }
+            });
+        }
+        Unary::Relu => map(parallel, x, out, |x| if x < 0.0 { 0.0 } else { x }),
+        Unary::LeakyRelu { slope } => {
+            let slope = slope as f32;
+            map(parallel, x, out, |x| if x < 0.0 { slope * x } else { x });
+        }
+        Unary::Gelu => {
+            map(parallel, x, out, |x| {
+                0.5 * x * (1.0 + libm::erff(x * FRAC_1_SQRT_2))
+            });
+        }
+        Unary::GeluTanh => map(parallel, x, out, |x| {
+            0.5 * x * (1.0 + (TANH_SCALE * (x + 0.044_715 * x * x * x)).tanh())
+        }),
+        Unary::Silu => map(parallel, x, out, |x| x * sigmoid(x)),
+        Unary::Sigmoid => map(parallel, x, out, sigmoid),
+        Unary::Tanh => map(parallel, x, out, f32::tanh),
+    }
+}
+
+/// out = dy · f′(x).
+pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32], out: &mut [f32]) {
+    let mut with = |derivative: &(dyn Fn(f32) -> f32 + Sync)| {
+        zip(parallel, x, dy, out, |x, dy| dy * derivative(x));
+    };
+    match kind {
+        Unary::Affine { factor, .. } => with(&|_| factor as f32),
+        Unary::Abs => with(&|x| {
+            if x > 0.0 {
+                1.0
+            } else if x < 0.0 {
+                -1.0
+            } else {
+                x * 0.0
+            }
+        }),
+        Unary::Exp => with(&f32::exp),
+        Unary::Log => with(&|x| 1.0 / x),
+        Unary::Sqrt => with(&|x| 0.5 / x.sqrt()),
+        Unary::Rsqrt => with(&|x| -0.5 / (x * x.sqrt())),
+        Unary::Sin => with(&f32::cos),
+        Unary::Cos => with(&|x| -x.sin()),
+        Unary::Erf => with(&|x| FRAC_2_SQRT_PI * (-x * x).exp()),
+        Unary::Pow { exponent } => {
+            with(&|x| exponent as f32 * x.powf((exponent - 1.0) as f32));
+        }
+        Unary::Clamp { low, high } => {
+            with(&|x| {
+                if x < low as f32 || x > high as f32 {
+                    0.0
+                } else {
+                    1.0
+                }
+            });
+        }
+        Unary::Relu => zip(parallel, x, dy, out, |x, dy| if x > 0.0 { dy } else { 0.0 }),
+        Unary::LeakyRelu { slope } => {
+            let slope = slope as f32;
+            zip(
+                parallel,
+                x,
+                dy,
+                out,
+                |x, dy| if x > 0.0 { dy } else { slope * dy },
+            );
+        }
+        // Φ(x) + x·φ(x)
+        Unary::Gelu => with(&|x| {
+            let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (-0.5 * x * x).exp();
+            0.5 * (1.0 + libm::erff(x * FRAC_1_SQRT_2)) + x * density
+        }),
+        Unary::GeluTanh => with(&|x| {
+            let tanh = (TANH_SCALE * (x + 0.044_715 * x * x * x)).tanh();
+            let slope = TANH_SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
+            0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope
+        }),
+        Unary::Silu => with(&|x| {
+            let s = sigmoid(x);
+            s * (1.0 + x * (1.0 - s))
+        }),
+        Unary::Sigmoid => with(&|x| {
+            let s = sigmoid(x);
+            s * (1.0 - s)
+        }),
+        Unary::Tanh => with(&|x| {
+            let t = x.tanh();
+            1.0 - t * t
+        }),
+    }
+}
+
+/// A tensor and its shape.
+pub(crate) type Operand<'a, T> = (&'a [T], &'a [usize]);
+
+/// out = f(a, b) with broadcasting to `shape`.
+pub(crate) fn broadcasting<T: Copy + Sync, U: Send>(
+    parallel: bool,
+    (a, a_shape): Operand<'_, T>,
+    (b, b_shape): Operand<'_, T>,
+    (out, shape): (&mut [U], &[usize]),
+    f: impl Fn(T, T) -> U + Sync + Send,
+) {
+    let walk = Walk::new(
+        shape,
+        [&broadcast(a_shape, shape), &broadcast(b_shape, shape)],
+    );
+    let inner = walk.inner();
+    chunks(parallel, out, CHUNK, |i, out| {
+        let start = i * CHUNK;
+        let end = start + out.len();
+        let mut out = out;
+        walk.runs(start, end, |[at, bt], length| {
+            let (run, rest) = std::mem::take(&mut out).split_at_mut(length);
+            out = rest;
+            match inner {
+                [0, _] => {
+                    let x = a[at];
+                    run.iter_mut()
+                        .zip(&b[bt..])
+                        .for_each(|(y, &b)| *y = f(x, b));
+                }
+                [_, 0] => {
+                    let x = b[bt];
+                    run.iter_mut()
+                        .zip(&a[at..])
+                        .for_each(|(y, &a)| *y = f(a, x));
+                }
+                _ => {
+                    let pairs = a[at..].iter().zip(&b[bt..]);
+                    run.iter_mut()
+                        .zip(pairs)
+                        .for_each(|(y, (&a, &b))| *y = f(a, b));
+                }
+            }
+        });
+    });
+}
+
+pub(crate) fn binary(
+    parallel: bool,
+    kind: Binary,
+    a: Operand<'_, f32>,
+    b: Operand<'_, f32>,
+    out: (&mut [f32], &[usize]),
+) {
+    match kind {
+        Binary::Add => broadcasting(parallel, a, b, out, |a, b| a + b),
+        Binary::Sub => broadcasting(parallel, a, b, out, |a, b| a - b),
+        Binary::Mul => broadcasting(parallel, a, b, out, |a, b| a * b),
+        Binary::Div => broadcasting(parallel, a, b, out, |a, b| a / b),
+        // NaN wins, as in PyTorch.
+        Binary::Maximum => {
+            broadcasting(
+                parallel,
+                a,
+                b,
+                out,
+                |a: f32, b| if a > b || a.is_nan() { a } else { b },
+            );
+        }
+        Binary::Minimum => {
+            broadcasting(
+                parallel,
+                a,
+                b,
+                out,
+                |a: f32, b| if a < b || a.is_nan() { a } else { b },
+            );
+        }
+    }
+}
+
+/// out = dy where a wins over b, half of it where they are equal.
+pub(crate) fn extremum_gradient(
+    parallel: bool,
+    maximum: bool,
+    a: Operand<'_, f32>,
+    b: Operand<'_, f32>,
+    dy: &[f32],
+    (out, shape): (&mut [f32], &[usize]),
+) {
+    broadcasting(parallel, a, b, (&mut *out, shape), |a, b| {
+        if a == b {
+            0.5
+        } else if (a > b) == maximum {
+            1.0
+        } else {
+            0.0
+        }
+    });
+    chunks(parallel, out, CHUNK, |i, out| {
+        out.iter_mut()
+            .zip(&dy[i * CHUNK..])
+            .for_each(|(y, &dy)| *y *= dy);
+    });
+}

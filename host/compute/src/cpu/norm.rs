@@ -1,0 +1,200 @@
+//! Batch normalisation kernels. A statistics tensor is `[3, channels]`: mean, 1/√(variance + ε),
+//! biased variance.
+
+use super::walk::chunks;
+
+/// x `[batch, channels, …]`: the number of channels, and elements of a plane.
+fn planes(shape: &[usize]) -> (usize, usize) {
+    (shape[1], shape[2..].iter().product())
+}
+
+/// Sums `f` over the elements of a channel, in float64.
+fn channel_sum(shape: &[usize], channel: usize, f: impl Fn(std::ops::Range<usize>) -> f64) -> f64 {
+    let (channels, size) = planes(shape);
+    (0..shape[0])
+        .map(|n| {
+            let start = (n * channels + channel) * size;
+            f(start..start + size)
+        })
+        .sum()
+}
+
+/// Calls `work` with a channel and its `N` results; `out` is `[N, channels]`.
+fn each_channel<const N: usize>(
+    parallel: bool,
+    out: &mut [f32],
+    work: impl Fn(usize) -> [f64; N] + Sync + Send,
+) {
+    let channels = out.len() / N;
+    let mut results = vec![[0.0; N]; channels];
+    chunks(parallel, &mut results, 1, |channel, result| {
+        result[0] = work(channel)
+    });
+    for (row, out) in out.chunks_exact_mut(channels).enumerate() {
+        out.iter_mut()
+            .zip(&results)
+            .for_each(|(y, result)| *y = result[row] as f32);
+    }
+}
+
+pub(crate) fn batch_statistics(
+    parallel: bool,
+    epsilon: f64,
+    x: &[f32],
+    shape: &[usize],
+    out: &mut [f32],
+) {
+    let count = (x.len() / shape[1]) as f64;
+    each_channel(parallel, out, |channel| {
+        let mean = channel_sum(shape, channel, |range| {
+            x[range].iter().map(|&x| f64::from(x)).sum()
+        }) / count;
+        let variance = channel_sum(shape, channel, |range| {
+            x[range]
+                .iter()
+                .map(|&x| (f64::from(x) - mean).powi(2))
+                .sum()
+        }) / count;
+        [mean, 1.0 / (variance + epsilon).sqrt(), variance]
+    });
+}
+
+pub(crate) fn fixed_statistics(epsilon: f64, mean: &[f32], variance: &[f32], out: &mut [f32]) {
+    each_channel(false, out, |channel| {
+        let variance = f64::from(variance[channel]);
+        [
+            f64::from(mean[channel]),
+            1.0 / (variance + epsilon).sqrt(),
+            variance,
+        ]
+    });
+}
+
+/// Calls `work` with the number of every plane, its channel and its results.
+fn each_plane(
+    parallel: bool,
+    shape: &[usize],
+    out: &mut [f32],
+    work: impl Fn(usize, std::ops::Range<usize>, &mut [f32]) + Sync + Send,
+) {
+    let (channels, size) = planes(shape);
+    // Vectors `[batch, channels]` have planes of one element: a chunk is a sample, not a plane.
+    chunks(parallel, out, channels * size, |n, out| {
+        for (channel, out) in out.chunks_exact_mut(size).enumerate() {
+            let start = (n * channels + channel) * size;
+            work(channel, start..start + size, out);
+        }
+    });
+}
+
+/// (x − mean)·r·scale + bias.
+pub(crate) fn batch_norm(
+    parallel: bool,
+    x: &[f32],
+    shape: &[usize],
+    scale: &[f32],
+    bias: &[f32],
+    statistics: &[f32],
+    out: &mut [f32],
+) {
+    let channels = shape[1];
+    each_plane(parallel, shape, out, |channel, range, out| {
+        let factor = statistics[channels + channel] * scale[channel];
+        let offset = bias[channel] - statistics[channel] * factor;
+        out.iter_mut()
+            .zip(&x[range])
+            .for_each(|(y, &x)| *y = factor * x + offset);
+    });
+}
+
+/// `[2, channels]`: Σ dy·x̂ and Σ dy.
+pub(crate) fn parameter_gradient(
+    parallel: bool,
+    x: &[f32],
+    shape: &[usize],
+    dy: &[f32],
+    statistics: &[f32],
+    out: &mut [f32],
+) {
+    let channels = shape[1];
+    each_channel(parallel, out, |channel| {
+        let (mean, r) = (
+            f64::from(statistics[channel]),
+            f64::from(statistics[channels + channel]),
+        );
+        let hits = channel_sum(shape, channel, |range| {
+            let pairs = x[range.clone()].iter().zip(&dy[range]);
+            pairs
+                .map(|(&x, &dy)| (f64::from(x) - mean) * f64::from(dy))
+                .sum()
+        });
+        let sum = channel_sum(shape, channel, |range| {
+            dy[range].iter().map(|&dy| f64::from(dy)).sum()
+        });
+        [hits * r, sum]
+    });
+}
+
+/// scale·r·(dy − (dbias + x̂·dscale)/count).
+pub(crate) fn train_gradient(
+    parallel: bool,
+    shape: &[usize],
+    dy: &[f32],
+    scale: &[f32],
+    statistics: &[f32],
+    x: &[f32],
+    parameters: &[f32],
+    out: &mut [f32],
+) {
+    let channels = shape[1];
+    let count = (x.len() / channels) as f32;
+    each_plane(parallel, shape, out, |channel, range, out| {
+        let (mean, r) = (statistics[channel], statistics[channels + channel]);
+        let factor = scale[channel] * r;
+        let slope = factor * r * parameters[channel] / count;
+        let offset = factor * parameters[channels + channel] / count - slope * mean;
+        let pairs = dy[range.clone()].iter().zip(&x[range]);
+        out.iter_mut()
+            .zip(pairs)
+            .for_each(|(y, (&dy, &x))| *y = factor * dy - slope * x - offset);
+    });
+}
+
+/// scale·r·dy.
+pub(crate) fn eval_gradient(
+    parallel: bool,
+    shape: &[usize],
+    dy: &[f32],
+    scale: &[f32],
+    statistics: &[f32],
+    out: &mut [f32],
+) {
+    let channels = shape[1];
+    each_plane(parallel, shape, out, |channel, range, out| {
+        let factor = scale[channel] * statistics[channels + channel];
+        out.iter_mut()
+            .zip(&dy[range])
+            .for_each(|(y, &dy)| *y = factor * dy);
+    });
+}
+
+/// running ← (1 − momentum)·running + momentum·batch, with the unbiased variance.
+pub(crate) fn update_running(
+    momentum: f64,
+    mean: &mut [f32],
+    variance: &mut [f32],
+    statistics: &[f32],
+    count: usize,
+) {
+    let channels = mean.len();
+    let unbiased = count as f64 / (count.max(2) - 1) as f64;
+    let step = |running: &mut [f32], batch: &[f32], factor: f64| {
+        for (running, &batch) in running.iter_mut().zip(batch) {
+            let moved =
+                (1.0 - momentum) * f64::from(*running) + momentum * factor * f64::from(batch);
+            *running = moved as f32;
+        }
+    };
+    step(mean, &statistics[..channels], 1.0);
+    step(variance, &statistics[2 * channels..], unbiased);
+}

@@ -1,0 +1,112 @@
+//! Optimizer steps, in place.
+
+use rayon::prelude::*;
+
+use super::walk::CHUNK;
+use crate::ops::optimizer::Optimizer;
+
+/// Moves a parameter against its gradient. `step` counts from 1.
+pub(crate) fn update(
+    parallel: bool,
+    rule: &Optimizer,
+    rate: f64,
+    step: u64,
+    parameter: &mut [f32],
+    gradient: &[f32],
+    states: &mut [Vec<f32>],
+) {
+    match *rule {
+        Optimizer::Sgd {
+            momentum,
+            nesterov,
+            decay,
+        } => {
+            let (rate, decay, momentum) = (rate as f32, decay as f32, momentum as f32);
+            each_chunk(
+                parallel,
+                parameter,
+                gradient,
+                states,
+                |p, g, states| match states {
+                    [velocity, ..] => {
+                        for ((p, &g), v) in p.iter_mut().zip(g).zip(velocity.iter_mut()) {
+                            let g = g + decay * *p;
+                            *v = momentum * *v + g;
+                            *p -= rate * if nesterov { g + momentum * *v } else { *v };
+                        }
+                    }
+                    [] => p
+                        .iter_mut()
+                        .zip(g)
+                        .for_each(|(p, &g)| *p -= rate * (g + decay * *p)),
+                },
+            );
+        }
+        Optimizer::Adam {
+            beta1,
+            beta2,
+            epsilon,
+            decay,
+            decoupled,
+        } => {
+            let power = i32::try_from(step).unwrap_or(i32::MAX);
+            let size = (rate / (1.0 - beta1.powi(power))) as f32;
+            let root = (1.0 - beta2.powi(power)).sqrt() as f32;
+            let shrink = if decoupled {
+                (1.0 - rate * decay) as f32
+            } else {
+                1.0
+            };
+            let added = if decoupled { 0.0 } else { decay as f32 };
+            let (new1, new2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
+            let (beta1, beta2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);
+            each_chunk(parallel, parameter, gradient, states, |p, g, states| {
+                let [first, second, ..] = states else { return };
+                let moments = first.iter_mut().zip(second.iter_mut());
+                for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
+                    let g = g + added * *p;
+                    *m = beta1 * *m + new1 * g;
+                    *v = beta2 * *v + new2 * g * g;
+                    *p = *p * shrink - size * *m / (v.sqrt() / root + epsilon);
+                }
+            });
+        }
+    }
+}
+
+/// Calls `work` with every chunk of a parameter, its gradient and its states.
+fn each_chunk(
+    parallel: bool,
+    parameter: &mut [f32],
+    gradient: &[f32],
+    states: &mut [Vec<f32>],
+    work: impl Fn(&mut [f32], &[f32], &mut [&mut [f32]]) + Sync + Send,
+) {
+    let mut states: Vec<_> = states
+        .iter_mut()
+        .map(|state| state.chunks_mut(CHUNK))
+        .collect();
+    let parts: Vec<_> = parameter
+        .chunks_mut(CHUNK)
+        .zip(gradient.chunks(CHUNK))
+        .map(|(p, g)| {
+            (
+                p,
+                g,
+                states
+                    .iter_mut()
+                    .filter_map(Iterator::next)
+                    .collect::<Vec<_>>(),
+            )
+        })
+        .collect();
+    if parallel && parts.len() > 1 {
+        parts
+            .into_par_iter()
+            .for_each(|(p, g, mut states)| work(p, g, &mut states));
+    } else {
+        parts
+            .into_iter()
+            .for_each(|(p, g, mut states)| work(p, g, &mut states));
+    }
+}

@@ -1,0 +1,178 @@
+//! Reductions. Sums are kept in float64, so that their order costs no accuracy.
+
+use super::walk::{Walk, chunks, strides};
+use crate::ops::reduce::Reduction;
+
+/// Results that one chunk of work gives.
+const RESULTS: usize = 256;
+
+/// Sizes of the axes that stay and of those that are reduced, with x's strides along them.
+struct Split {
+    kept: Walk<1>,
+    reduced: Walk<1>,
+}
+
+impl Split {
+    fn new(shape: &[usize], axes: &[usize]) -> Self {
+        let own = strides(shape);
+        let walk = |wanted: bool| {
+            let axes = (0..shape.len()).filter(|axis| axes.contains(axis) == wanted);
+            let (sizes, strides): (Vec<_>, Vec<_>) =
+                axes.map(|axis| (shape[axis], own[axis])).unzip();
+            Walk::new(&sizes, [&strides])
+        };
+        Self {
+            kept: walk(false),
+            reduced: walk(true),
+        }
+    }
+}
+
+pub(crate) fn reduce(
+    parallel: bool,
+    kind: Reduction,
+    x: &[f32],
+    shape: &[usize],
+    axes: &[usize],
+    out: &mut [f32],
+) {
+    let split = Split::new(shape, axes);
+    match kind {
+        Reduction::Sum => fold(parallel, x, &split, out, 0.0, |sum, x| sum + f64::from(x)),
+        // NaN wins, as in PyTorch.
+        Reduction::Max => fold(parallel, x, &split, out, f64::NEG_INFINITY, |largest, x| {
+            let x = f64::from(x);
+            if x > largest || x.is_nan() {
+                x
+            } else {
+                largest
+            }
+        }),
+    }
+}
+
+fn fold(
+    parallel: bool,
+    x: &[f32],
+    split: &Split,
+    out: &mut [f32],
+    start: f64,
+    f: impl Fn(f64, f32) -> f64 + Sync + Send,
+) {
+    let ([kept_stride], [stride]) = (split.kept.inner(), split.reduced.inner());
+    let count = split.reduced.len();
+    chunks(parallel, out, RESULTS, |i, out| {
+        let first = i * RESULTS;
+        let mut totals = [start; RESULTS];
+        let mut done = 0;
+        split.kept.runs(first, first + out.len(), |[base], length| {
+            let totals = &mut totals[done..done + length];
+            done += length;
+            split.reduced.runs(0, count, |[at], run| {
+                if kept_stride == 1 {
+                    for step in 0..run {
+                        let from = base + at + step * stride;
+                        let row = &x[from..from + length];
+                        totals
+                            .iter_mut()
+                            .zip(row)
+                            .for_each(|(total, &x)| *total = f(*total, x));
+                    }
+                    return;
+                }
+                for (step, total) in totals.iter_mut().enumerate() {
+                    let from = base + step * kept_stride + at;
+                    // Eight totals side by side, so that the additions need not wait.
+                    let mut lanes = [start; 8];
+                    if stride == 1 {
+                        let mut eights = x[from..from + run].chunks_exact(8);
+                        for eight in &mut eights {
+                            lanes
+                                .iter_mut()
+                                .zip(eight)
+                                .for_each(|(lane, &x)| *lane = f(*lane, x));
+                        }
+                        let rest = eights.remainder();
+                        lanes
+                            .iter_mut()
+                            .zip(rest)
+                            .for_each(|(lane, &x)| *lane = f(*lane, x));
+                    } else {
+                        for step in 0..run {
+                            lanes[step % 8] = f(lanes[step % 8], x[from + step * stride]);
+                        }
+                    }
+                    for lane in lanes {
+                        *total = combine(start, *total, lane);
+                    }
+                }
+            });
+        });
+        out.iter_mut()
+            .zip(totals)
+            .for_each(|(y, total)| *y = total as f32);
+    });
+}
+
+/// Two partial results as one: a sum where the neutral element is 0, else a maximum.
+fn combine(neutral: f64, a: f64, b: f64) -> f64 {
+    if neutral == 0.0 {
+        a + b
+    } else if b > a || b.is_nan() {
+        b
+    } else {
+        a
+    }
+}
+
+/// out = dy shared equally among the elements of x equal to y, which keep x's rank.
+pub(crate) fn amax_gradient(
+    x: &[f32],
+    shape: &[usize],
+    y: &[f32],
+    dy: &[f32],
+    kept: &[usize],
+    out: &mut [f32],
+) {
+    let axes: Vec<usize> = (0..shape.len())
+        .filter(|&axis| kept[axis] != shape[axis])
+        .collect();
+    let split = Split::new(shape, &axes);
+    let ([kept_stride], [stride]) = (split.kept.inner(), split.reduced.inner());
+    let mut result = 0;
+    split.kept.runs(0, y.len(), |[base], length| {
+        for step in 0..length {
+            let base = base + step * kept_stride;
+            let mut ties = 0;
+            let elements = |visit: &mut dyn FnMut(usize)| {
+                split.reduced.runs(0, split.reduced.len(), |[at], run| {
+                    (0..run).for_each(|step| visit(base + at + step * stride));
+                });
+            };
+            elements(&mut |at| ties += usize::from(x[at] == y[result]));
+            let share = if ties == 0 {
+                0.0
+            } else {
+                dy[result] / ties as f32
+            };
+            elements(&mut |at| out[at] = if x[at] == y[result] { share } else { 0.0 });
+            result += 1;
+        }
+    });
+}
+
+/// The position of the first of the largest elements along an axis.
+pub(crate) fn argmax(x: &[f32], shape: &[usize], axis: usize, out: &mut [i64]) {
+    let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+    for (i, y) in out.iter_mut().enumerate() {
+        let base = i / inner * size * inner + i % inner;
+        let mut best = 0;
+        for k in 1..size {
+            let (value, largest) = (x[base + k * inner], x[base + best * inner]);
+            if value > largest || (value.is_nan() && !largest.is_nan()) {
+                best = k;
+            }
+        }
+        *y = best as i64;
+    }
+}

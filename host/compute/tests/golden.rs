@@ -1,0 +1,518 @@
+//! Operators and training runs agree with PyTorch's results in float64 (tests/golden/README.md).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use compute::builder::{Conv2d, Target, Window};
+use compute::cpu::CpuBackend;
+use compute::schedule::ScheduleKind;
+use compute::{Backend, Builder, DType, Dim, Error, HostTensor, Plan, Schedule, Value};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value as Json;
+
+/// A file of reference results.
+struct Case {
+    name: String,
+    metadata: HashMap<String, String>,
+    tensors: HashMap<String, HostTensor>,
+}
+
+impl Case {
+    fn json(&self, key: &str) -> Json {
+        serde_json::from_str(&self.metadata[key]).unwrap()
+    }
+
+    fn tensor(&self, name: &str) -> &HostTensor {
+        &self.tensors[name]
+    }
+
+    /// The tensors `PREFIX.0`, `PREFIX.1`, ….
+    fn list(&self, prefix: &str) -> Vec<&HostTensor> {
+        (0..)
+            .map_while(|i| self.tensors.get(&format!("{prefix}.{i}")))
+            .collect()
+    }
+
+    /// Relative L2 error of `got` against the case's tensor, over the tolerance.
+    fn excess(&self, name: &str, got: &HostTensor, floor: f64) -> Option<String> {
+        let expected = self.tensor(name);
+        let own = self.json("f32_error")[name].as_f64().unwrap_or(0.0);
+        let tolerance = floor.max(4.0 * own);
+        assert_eq!(got.shape(), expected.shape(), "{} {name}", self.name);
+        let (Some(got), Some(expected)) = (floats(got), floats(expected)) else {
+            return (got != expected).then(|| format!("{} {name}: integers differ", self.name));
+        };
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+        let difference = norm(&mut got.iter().zip(&expected).map(|(a, b)| a - b));
+        let error = difference / norm(&mut expected.iter().copied()).max(f64::MIN_POSITIVE);
+        // Not `error > tolerance`: NaN must fail.
+        let within = error <= tolerance;
+        (!within).then(|| {
+            format!(
+                "{} {name}: error {error:.2e} above {tolerance:.2e}",
+                self.name
+            )
+        })
+    }
+}
+
+fn floats(tensor: &HostTensor) -> Option<Vec<f64>> {
+    tensor
+        .to_f32()
+        .map(|values| values.into_iter().map(f64::from).collect())
+}
+
+fn cases(kind: &str) -> Vec<Case> {
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let folder = std::env::var_os("HANGAR_GOLDEN")
+        .map_or(bundled, PathBuf::from)
+        .join(kind);
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "no cases in {}", folder.display());
+    paths.iter().map(|path| read(path)).collect()
+}
+
+fn read(path: &Path) -> Case {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().filter_map(|(name, view)| {
+        let dtype = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::I64 => DType::I64,
+            Dtype::BOOL => DType::Bool,
+            _ => return None,
+        };
+        let shape = view.shape().to_vec();
+        Some((
+            name,
+            HostTensor::new(dtype, shape, view.data().to_vec()).unwrap(),
+        ))
+    });
+    Case {
+        name: path.file_stem().unwrap().to_string_lossy().into_owned(),
+        tensors: tensors.collect(),
+        metadata: header.metadata().clone().unwrap_or_default(),
+    }
+}
+
+fn dims(shape: &[usize]) -> Vec<Dim> {
+    shape.iter().map(|&size| Dim::Fixed(size as u64)).collect()
+}
+
+fn fixed(shape: &[usize]) -> Vec<u64> {
+    shape.iter().map(|&size| size as u64).collect()
+}
+
+/// A number or a pair, as PyTorch takes it.
+fn pair(args: &Json, key: &str, default: u32) -> (u32, u32) {
+    let number = |v: &Json| v.as_u64().unwrap() as u32;
+    match &args[key] {
+        Json::Null => (default, default),
+        Json::Array(list) => (number(&list[0]), number(&list[1])),
+        value => (number(value), number(value)),
+    }
+}
+
+/// Adds the case's operator to a graph; none where there is no such operator.
+fn operator(b: &mut Builder, case: &Case, x: &[Value]) -> Option<Result<Value, Error>> {
+    let args = case.json("args");
+    let number = |key: &str| args[key].as_f64();
+    let axes = || -> Vec<u32> {
+        let rank = case.tensor("in.0").shape().len() as i64;
+        let axis = |v: &Json| v.as_i64().unwrap().rem_euclid(rank) as u32;
+        match &args["dim"] {
+            Json::Array(list) => list.iter().map(axis).collect(),
+            Json::Null => Vec::new(),
+            value => vec![axis(value)],
+        }
+    };
+    let sizes = |key: &str| -> Vec<u64> {
+        args[key]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v.as_u64().unwrap())
+            .collect()
+    };
+    let keep = args["keepdim"].as_bool().unwrap_or(false);
+    Some(match case.metadata["op"].as_str() {
+        "abs" => b.abs(x[0]),
+        "add" => b.add(x[0], x[1]),
+        "amax" => b.amax(x[0], &axes(), keep),
+        "argmax" => b.argmax(x[0], axes()[0]),
+        "avg_pool2d" => {
+            let window = pair(&args, "kernel", 1);
+            b.avg_pool2d(
+                x[0],
+                window,
+                pair(&args, "stride", window.0),
+                pair(&args, "padding", 0),
+            )
+        }
+        "batch_norm" => {
+            let epsilon = number("eps").unwrap();
+            if args["training"] == true {
+                let channels = case.tensor("in.1").shape()[0] as u64;
+                let mean = b.buffer("mean", &[channels], "zeros").unwrap();
+                let variance = b.buffer("variance", &[channels], "ones").unwrap();
+                b.batch_norm_train(x[0], x[1], x[2], mean, variance, 0.1, epsilon)
+            } else {
+                b.batch_norm_eval(x[0], x[3], x[4], x[1], x[2], epsilon)
+            }
+        }
+        "clamp" => b.clamp(x[0], number("min").unwrap(), number("max").unwrap()),
+        "conv2d" => {
+            let attributes = Conv2d {
+                stride: pair(&args, "stride", 1),
+                padding: pair(&args, "padding", 0),
+                dilation: pair(&args, "dilation", 1),
+                groups: args["groups"].as_u64().unwrap_or(1) as u32,
+            };
+            b.conv2d(x[0], x[1], x.get(2).copied(), attributes)
+        }
+        "cos" => b.cos(x[0]),
+        "cross_entropy" => b.cross_entropy(x[0], x[1], number("label_smoothing").unwrap_or(0.0)),
+        "div" => b.div(x[0], x[1]),
+        "erf" => b.erf(x[0]),
+        "exp" => b.exp(x[0]),
+        "expand" => {
+            let shape: Vec<Dim> = sizes("shape").into_iter().map(Dim::Fixed).collect();
+            b.expand(x[0], &shape)
+        }
+        "gelu" => b.gelu(x[0], args["approximate"] == "tanh"),
+        "leaky_relu" => b.leaky_relu(x[0], number("negative_slope").unwrap()),
+        "linear" => b.linear(x[0], x[1], x.get(2).copied()),
+        "log" => b.log(x[0]),
+        "log_softmax" => b.log_softmax(x[0], axes()[0]),
+        "matmul" => b.matmul(x[0], x[1]),
+        "max_pool2d" => {
+            let window = pair(&args, "kernel", 1);
+            b.max_pool2d(
+                x[0],
+                window,
+                pair(&args, "stride", window.0),
+                pair(&args, "padding", 0),
+            )
+        }
+        "maximum" => b.maximum(x[0], x[1]),
+        "mean" => b.mean(x[0], &axes(), keep),
+        "minimum" => b.minimum(x[0], x[1]),
+        "mul" => b.mul(x[0], x[1]),
+        "neg" => b.neg(x[0]),
+        "permute" => {
+            let order: Vec<u32> = sizes("dims").into_iter().map(|v| v as u32).collect();
+            b.permute(x[0], &order)
+        }
+        "pow" => b.pow(x[0], number("exponent").unwrap()),
+        "relu" => b.relu(x[0]),
+        "reshape" => {
+            let target: Vec<Target> = sizes("shape")
+                .into_iter()
+                .map(|n| Target::Size(Dim::Fixed(n)))
+                .collect();
+            b.reshape(x[0], &target)
+        }
+        "rsqrt" => b.rsqrt(x[0]),
+        "sigmoid" => b.sigmoid(x[0]),
+        "silu" => b.silu(x[0]),
+        "sin" => b.sin(x[0]),
+        "softmax" => b.softmax(x[0], axes()[0]),
+        "sqrt" => b.sqrt(x[0]),
+        "stft" => {
+            let (size, hop) = (pair(&args, "n_fft", 0).0, pair(&args, "hop", 0).0);
+            assert_eq!(args["window"], "hann_periodic");
+            b.stft_power(x[0], size, hop, Window::Hann)
+        }
+        "sub" => b.sub(x[0], x[1]),
+        "sum" => b.sum(x[0], &axes(), keep),
+        "tanh" => b.tanh(x[0]),
+        _ => return None,
+    })
+}
+
+/// The results and gradients of a case's operator that are not within its tolerance; none where
+/// there is no such operator.
+fn operator_errors(case: &Case) -> Option<Vec<String>> {
+    let mut b = Builder::new();
+    let inputs = case.list("in");
+    let x: Vec<Value> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, t)| {
+            b.input(&format!("in.{i}"), t.dtype(), &dims(t.shape()))
+                .unwrap()
+        })
+        .collect();
+    let y = operator(&mut b, case, &x)?.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    b.output("out.0", y).unwrap();
+    let mut names = vec!["out.0".to_owned()];
+    let mut feeds: Vec<(String, &HostTensor)> = inputs
+        .into_iter()
+        .enumerate()
+        .map(|(i, t)| (format!("in.{i}"), t))
+        .collect();
+    if let Some(seed) = case.tensors.get("seed.0") {
+        let dy = b.input("seed.0", DType::F32, &dims(seed.shape())).unwrap();
+        let product = b.mul(y, dy).unwrap();
+        let loss = b.sum(product, &[], false).unwrap();
+        feeds.push(("seed.0".to_owned(), seed));
+        let of: Vec<usize> = case
+            .json("diff")
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v.as_u64().unwrap() as usize)
+            .collect();
+        let values: Vec<Value> = of.iter().map(|&i| x[i]).collect();
+        for (i, gradient) in of.iter().zip(b.gradients(loss, &values).unwrap()) {
+            let name = format!("grad.{i}");
+            b.output(&name, gradient).unwrap();
+            names.push(name);
+        }
+    }
+    let plan = Plan::new(&b.graph(), 1).unwrap();
+    let mut session = CpuBackend::new(2)
+        .unwrap()
+        .open(vec![plan], u64::MAX)
+        .unwrap();
+    let feeds: Vec<(&str, &HostTensor)> = feeds.iter().map(|(n, t)| (n.as_str(), *t)).collect();
+    session.run(0, 1, &feeds, &AtomicBool::new(false)).unwrap();
+    let excess = |name: &String| case.excess(name, &session.output(0, name).unwrap(), 1e-5);
+    Some(names.iter().filter_map(excess).collect())
+}
+
+#[test]
+fn golden_operators_agree_with_pytorch() {
+    let (mut checked, mut skipped, mut errors) = (0, Vec::new(), Vec::new());
+    for case in cases("ops") {
+        match operator_errors(&case) {
+            Some(found) => {
+                checked += 1;
+                errors.extend(found);
+            }
+            None => skipped.push(format!("{} ({})", case.name, case.metadata["op"])),
+        }
+    }
+    println!(
+        "{checked} cases checked, {} skipped: {}",
+        skipped.len(),
+        skipped.join(", ")
+    );
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+    assert!(checked > 0);
+}
+
+/// Linear(20, 32) ReLU Linear(32, 16) GELU Linear(16, 5).
+fn mlp(b: &mut Builder, parameters: &HashMap<String, Value>, x: Value) -> Value {
+    let linear = |b: &mut Builder, x, name: &str| {
+        let parameter = |suffix: &str| parameters[&format!("{name}.{suffix}")];
+        b.linear(x, parameter("weight"), Some(parameter("bias")))
+            .unwrap()
+    };
+    let x = linear(b, x, "0");
+    let x = b.relu(x).unwrap();
+    let x = linear(b, x, "2");
+    let x = b.gelu(x, false).unwrap();
+    linear(b, x, "4")
+}
+
+fn tiny_resnet(b: &mut Builder, parameters: &HashMap<String, Value>, x: Value) -> Value {
+    let conv = |b: &mut Builder, x, name: &str, stride: u32, padding: u32| {
+        let attributes = Conv2d {
+            stride: (stride, stride),
+            padding: (padding, padding),
+            ..Conv2d::default()
+        };
+        b.conv2d(x, parameters[&format!("{name}.weight")], None, attributes)
+            .unwrap()
+    };
+    let norm = |b: &mut Builder, x, name: &str| {
+        let p = |suffix: &str| parameters[&format!("{name}.{suffix}")];
+        let (mean, variance) = (p("running_mean"), p("running_var"));
+        b.batch_norm_train(x, p("weight"), p("bias"), mean, variance, 0.1, 1e-5)
+            .unwrap()
+    };
+    let block = |b: &mut Builder, x, name: &str, stride: u32| {
+        let y = conv(b, x, &format!("{name}.conv1"), stride, 1);
+        let y = norm(b, y, &format!("{name}.bn1"));
+        let y = b.relu(y).unwrap();
+        let y = conv(b, y, &format!("{name}.conv2"), 1, 1);
+        let y = norm(b, y, &format!("{name}.bn2"));
+        let shortcut = if stride == 1 {
+            x
+        } else {
+            let x = conv(b, x, &format!("{name}.down.0"), stride, 0);
+            norm(b, x, &format!("{name}.down.1"))
+        };
+        let sum = b.add(y, shortcut).unwrap();
+        b.relu(sum).unwrap()
+    };
+    let x = conv(b, x, "conv1", 1, 1);
+    let x = norm(b, x, "bn1");
+    let x = b.relu(x).unwrap();
+    let x = block(b, x, "layer1", 1);
+    let x = block(b, x, "layer2", 2);
+    let x = b.mean(x, &[2, 3], false).unwrap();
+    b.linear(x, parameters["fc.weight"], Some(parameters["fc.bias"]))
+        .unwrap()
+}
+
+fn optimize(b: &mut Builder, name: &str, args: &Json, parameters: &[Value], gradients: &[Value]) {
+    let number = |key: &str, default: f64| args[key].as_f64().unwrap_or(default);
+    let betas = match args["betas"].as_array() {
+        Some(list) => (list[0].as_f64().unwrap(), list[1].as_f64().unwrap()),
+        None => (0.9, 0.999),
+    };
+    let nesterov = args["nesterov"].as_bool().unwrap_or(false);
+    match name {
+        "SGD" => {
+            let (momentum, decay) = (number("momentum", 0.0), number("weight_decay", 0.0));
+            b.sgd(parameters, gradients, momentum, nesterov, decay)
+                .unwrap();
+        }
+        "Adam" => b
+            .adam(
+                parameters,
+                gradients,
+                betas,
+                1e-8,
+                number("weight_decay", 0.0),
+            )
+            .unwrap(),
+        "AdamW" => b
+            .adamw(
+                parameters,
+                gradients,
+                betas,
+                1e-8,
+                number("weight_decay", 0.01),
+            )
+            .unwrap(),
+        other => panic!("no optimizer {other}"),
+    }
+}
+
+/// Runs a training on so many threads: the losses, and every variable at the end. None where its
+/// model needs an operator that does not exist.
+fn train(case: &Case, threads: usize) -> Option<(Vec<f32>, HashMap<String, HostTensor>)> {
+    let model = match case.metadata["model"].as_str() {
+        "mlp" => mlp,
+        "tiny_resnet" => tiny_resnet,
+        _ => return None,
+    };
+    let mut b = Builder::new();
+    let mut names: Vec<&str> = case
+        .tensors
+        .keys()
+        .filter_map(|name| name.strip_prefix("init."))
+        .collect();
+    names.sort_unstable();
+    let (mut variables, mut parameters) = (HashMap::new(), Vec::new());
+    for &name in names
+        .iter()
+        .filter(|name| !name.ends_with("num_batches_tracked"))
+    {
+        let shape = fixed(case.tensor(&format!("init.{name}")).shape());
+        let running = name.ends_with("running_mean") || name.ends_with("running_var");
+        let value = if running {
+            b.buffer(name, &shape, "zeros").unwrap()
+        } else {
+            b.parameter(name, &shape, "zeros", 0).unwrap()
+        };
+        if !running {
+            parameters.push(value);
+        }
+        variables.insert(name.to_owned(), value);
+    }
+    let (x, y) = (case.tensor("x"), case.tensor("y"));
+    let mut shape = dims(&x.shape()[1..]);
+    shape[0] = Dim::Batch(1);
+    let input = b.input("x", DType::F32, &shape).unwrap();
+    let labels = b.input("y", DType::I64, &[Dim::Batch(1)]).unwrap();
+    let logits = model(&mut b, &variables, input);
+    let loss = b.cross_entropy(logits, labels, 0.0).unwrap();
+    let gradients = b.gradients(loss, &parameters).unwrap();
+    let optimizer = case.json("optimizer");
+    optimize(
+        &mut b,
+        optimizer[0].as_str().unwrap(),
+        &optimizer[1],
+        &parameters,
+        &gradients,
+    );
+    b.output("loss", loss).unwrap();
+
+    let batch = x.shape()[1];
+    let plan = Plan::new(&b.graph(), batch as u32 + 3).unwrap();
+    let peak = plan.peak_bytes();
+    let mut session = CpuBackend::new(threads)
+        .unwrap()
+        .open(vec![plan], peak)
+        .unwrap();
+    assert_eq!(session.used_bytes(), peak, "{}", case.name);
+    for name in variables.keys() {
+        session
+            .upload(name, case.tensor(&format!("init.{name}")))
+            .unwrap();
+    }
+    let rate = optimizer[1]["lr"].as_f64().unwrap();
+    session.set_schedule(Schedule::new(rate, 0, ScheduleKind::Constant).unwrap());
+    let slice = |tensor: &HostTensor, step: usize| {
+        let bytes = tensor.bytes().len() / tensor.shape()[0];
+        let part = tensor.bytes()[step * bytes..(step + 1) * bytes].to_vec();
+        HostTensor::new(tensor.dtype(), tensor.shape()[1..].to_vec(), part).unwrap()
+    };
+    let steps: usize = case.metadata["steps"].parse().unwrap();
+    let mut losses = Vec::new();
+    for step in 0..steps {
+        let (x, y) = (slice(x, step), slice(y, step));
+        session
+            .run(0, batch, &[("x", &x), ("y", &y)], &AtomicBool::new(false))
+            .unwrap();
+        losses.push(session.output(0, "loss").unwrap().to_f32().unwrap()[0]);
+    }
+    assert_eq!(session.steps(), steps as u64);
+    let finals = variables
+        .keys()
+        .map(|name| (name.clone(), session.download(name).unwrap()));
+    Some((losses, finals.collect()))
+}
+
+#[test]
+fn golden_training_runs_agree_with_pytorch() {
+    let (mut checked, mut skipped, mut errors) = (0, Vec::new(), Vec::new());
+    for case in cases("train") {
+        let Some((losses, finals)) = train(&case, 2) else {
+            skipped.push(format!("{} ({})", case.name, case.metadata["model"]));
+            continue;
+        };
+        checked += 1;
+        let losses = HostTensor::from_f32(&[losses.len()], &losses).unwrap();
+        errors.extend(case.excess("loss", &losses, 1e-4));
+        for (name, tensor) in finals {
+            errors.extend(case.excess(&format!("final.{name}"), &tensor, 1e-4));
+        }
+    }
+    println!(
+        "{checked} runs checked, {} skipped: {}",
+        skipped.len(),
+        skipped.join(", ")
+    );
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+    assert!(checked > 0);
+}
+
+#[test]
+fn golden_training_runs_are_the_same_bit_for_bit_on_any_number_of_threads() {
+    for case in cases("train") {
+        let (one, three) = (train(&case, 1), train(&case, 3));
+        assert!(one == three, "{}", case.name);
+    }
+}
