@@ -1,0 +1,176 @@
+//! Reading NVML. Every figure may be missing; a GPU that does not answer is a state, not an error.
+
+use std::time::Instant;
+
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+
+use crate::gpu::{Gpu, Snapshot};
+
+/// A GPU before it has its place among the visible ones.
+struct Found {
+    gpu: Gpu,
+    /// (domain, bus, device), the order of `cuda:N`; a GPU that does not tell comes last.
+    position: (u32, u32, u32),
+}
+
+/// Loads the library and initialises it: a reason where there is none.
+pub(crate) fn open() -> Result<Nvml, String> {
+    Nvml::init().map_err(|error| match error {
+        NvmlError::LibloadingError(_) => {
+            "no NVML library (libnvidia-ml.so.1): no NVIDIA driver is installed".to_owned()
+        }
+        other => format!("NVML does not start: {other}"),
+    })
+}
+
+/// Samples all GPUs. `visible` is the value of `CUDA_VISIBLE_DEVICES`.
+pub(crate) fn sample(nvml: &Nvml, visible: Option<&str>) -> Snapshot {
+    let count = match nvml.device_count() {
+        Ok(count) => count,
+        Err(error) => return Snapshot::unavailable(format!("NVML does not count GPUs: {error}")),
+    };
+    let mut found: Vec<Found> = (0..count).map(|index| read(nvml, index)).collect();
+    found.sort_by_key(|found| found.position);
+    let mut gpus: Vec<Gpu> = found.into_iter().map(|found| found.gpu).collect();
+    if let Some(visible) = visible {
+        gpus = filter(gpus, visible);
+    }
+    for (index, gpu) in (0..).zip(&mut gpus) {
+        gpu.index = index;
+    }
+    let cuda = nvml.sys_cuda_driver_version().ok();
+    Snapshot {
+        gpus,
+        driver_version: nvml.sys_driver_version().ok(),
+        // cuDriverGetVersion: 1000·major + 10·minor.
+        cuda_version: cuda.map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
+        nvml_error: None,
+        taken: Some(Instant::now()),
+    }
+}
+
+fn read(nvml: &Nvml, index: u32) -> Found {
+    match nvml.device_by_index(index) {
+        Ok(device) => describe(&device),
+        Err(error) => Found {
+            gpu: silent(format!("GPU {index} of NVML"), error.to_string()),
+            position: (u32::MAX, u32::MAX, index),
+        },
+    }
+}
+
+/// A GPU of which only the failure is known.
+fn silent(name: String, error: String) -> Gpu {
+    Gpu {
+        index: 0,
+        uuid: None,
+        name,
+        pci_bus_id: None,
+        compute_capability: None,
+        memory_total_bytes: None,
+        memory_used_bytes: None,
+        memory_free_bytes: None,
+        temperature_celsius: None,
+        power_watts: None,
+        power_limit_watts: None,
+        utilization_percent: None,
+        error: Some(error),
+    }
+}
+
+fn describe(device: &Device<'_>) -> Found {
+    let pci = device.pci_info().ok();
+    let memory = device.memory_info();
+    // A lost GPU still has a handle, but no answer to anything.
+    let error = match &memory {
+        Err(error @ (NvmlError::GpuLost | NvmlError::Unknown)) => Some(error.to_string()),
+        _ => None,
+    };
+    let memory = memory.ok();
+    let capability = device.cuda_compute_capability().ok();
+    Found {
+        position: pci.as_ref().map_or((u32::MAX, u32::MAX, u32::MAX), |pci| {
+            (pci.domain, pci.bus, pci.device)
+        }),
+        gpu: Gpu {
+            uuid: device.uuid().ok(),
+            name: device.name().unwrap_or_else(|_| "unknown GPU".to_owned()),
+            pci_bus_id: pci.map(|pci| pci.bus_id),
+            compute_capability: capability.map(|c| format!("{}.{}", c.major, c.minor)),
+            memory_total_bytes: memory.as_ref().map(|memory| memory.total),
+            memory_used_bytes: memory.as_ref().map(|memory| memory.used),
+            memory_free_bytes: memory.as_ref().map(|memory| memory.free),
+            temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+            power_watts: device
+                .power_usage()
+                .ok()
+                .map(|milliwatts| f64::from(milliwatts) / 1e3),
+            power_limit_watts: device
+                .enforced_power_limit()
+                .ok()
+                .map(|milliwatts| f64::from(milliwatts) / 1e3),
+            utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+            ..silent(String::new(), String::new())
+        }
+        .with_error(error),
+    }
+}
+
+impl Gpu {
+    fn with_error(self, error: Option<String>) -> Self {
+        Self { error, ..self }
+    }
+}
+
+/// Keeps what `CUDA_VISIBLE_DEVICES` names: ordinals in PCI bus order, UUIDs or their beginnings.
+/// Naming stops at the first entry that names nothing (CUDA Programming Guide, "Environment
+/// Variables"); the order stays that of the bus.
+fn filter(gpus: Vec<Gpu>, visible: &str) -> Vec<Gpu> {
+    let mut kept = vec![false; gpus.len()];
+    for entry in visible.split(',').map(str::trim) {
+        let named = match entry.parse::<usize>() {
+            Ok(ordinal) => Some(ordinal).filter(|&ordinal| ordinal < gpus.len()),
+            Err(_) if entry.starts_with("GPU-") => gpus.iter().position(|gpu| {
+                gpu.uuid
+                    .as_ref()
+                    .is_some_and(|uuid| uuid.starts_with(entry))
+            }),
+            Err(_) => None,
+        };
+        let Some(named) = named else { break };
+        kept[named] = true;
+    }
+    gpus.into_iter()
+        .zip(kept)
+        .filter_map(|(gpu, kept)| kept.then_some(gpu))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(visible: &str) -> String {
+        let gpus = ["GPU-aa1", "GPU-bb2", "GPU-bc3"].map(|uuid| Gpu {
+            uuid: Some(uuid.to_owned()),
+            ..silent(uuid[4..].to_owned(), String::new())
+        });
+        let kept = filter(gpus.into(), visible);
+        kept.iter()
+            .map(|gpu| gpu.name.as_str())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn visible_devices_filter_without_reordering() {
+        assert_eq!(names("2,0"), "aa1 bc3");
+        assert_eq!(names("GPU-bc, 0"), "aa1 bc3");
+        assert_eq!(names(""), "");
+        assert_eq!(names("-1"), "");
+        assert_eq!(names("1,7,0"), "bb2");
+        assert_eq!(names("NoDevFiles"), "");
+    }
+}

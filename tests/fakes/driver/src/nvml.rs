@@ -1,0 +1,253 @@
+//! NVML's functions, as `nvml.h` declares them. A device handle is the GPU's number plus 1.
+
+use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+
+use crate::scenario::{Gpu, Profile, Scenario};
+
+const SUCCESS: c_uint = 0;
+const INVALID_ARGUMENT: c_uint = 2;
+const INSUFFICIENT_SIZE: c_uint = 7;
+const DRIVER_NOT_LOADED: c_uint = 9;
+const GPU_IS_LOST: c_uint = 15;
+
+/// `nvmlPciInfo_t`.
+#[repr(C)]
+pub struct PciInfo {
+    bus_id_legacy: [c_char; 16],
+    domain: c_uint,
+    bus: c_uint,
+    device: c_uint,
+    pci_device_id: c_uint,
+    pci_subsystem_id: c_uint,
+    bus_id: [c_char; 32],
+}
+
+/// `nvmlMemory_v2_t`, in bytes.
+#[repr(C)]
+pub struct Memory {
+    version: c_uint,
+    total: c_ulonglong,
+    reserved: c_ulonglong,
+    free: c_ulonglong,
+    used: c_ulonglong,
+}
+
+/// `nvmlUtilization_t`, in percent.
+#[repr(C)]
+pub struct Utilization {
+    gpu: c_uint,
+    memory: c_uint,
+}
+
+type Answer = Result<(), c_uint>;
+
+/// Reads the machine, fails or hangs where the scenario says so, and answers.
+fn answer(function: &str, work: impl FnOnce(&Scenario) -> Answer) -> c_uint {
+    let scenario = match Scenario::read() {
+        Ok(scenario) => scenario,
+        Err(reason) => {
+            eprintln!("simulated NVIDIA machine: {reason}");
+            return DRIVER_NOT_LOADED;
+        }
+    };
+    if let Some(fault) = scenario
+        .faults
+        .iter()
+        .find(|fault| fault.function == function)
+    {
+        while fault.hang {
+            std::thread::park();
+        }
+        return fault.code;
+    }
+    work(&scenario).err().unwrap_or(SUCCESS)
+}
+
+/// The same for a function about one GPU.
+fn about(
+    function: &str,
+    device: *mut c_void,
+    work: impl FnOnce(&Gpu, &Profile, u32) -> Answer,
+) -> c_uint {
+    answer(function, |scenario| {
+        let number = (device as usize).checked_sub(1).ok_or(INVALID_ARGUMENT)?;
+        let gpu = scenario.gpus.get(number).ok_or(INVALID_ARGUMENT)?;
+        if gpu.lost {
+            return Err(GPU_IS_LOST);
+        }
+        work(
+            gpu,
+            gpu.profile().map_err(|_| INVALID_ARGUMENT)?,
+            number as u32,
+        )
+    })
+}
+
+/// Writes a value for the caller.
+fn put<T>(target: *mut T, value: T) -> Answer {
+    if target.is_null() {
+        return Err(INVALID_ARGUMENT);
+    }
+    // SAFETY: not null, and the caller passes a place for a `T`, as nvml.h asks.
+    unsafe { target.write(value) };
+    Ok(())
+}
+
+/// Writes a text and its end for the caller, who has `length` bytes.
+fn put_text(target: *mut c_char, length: c_uint, text: &str) -> Answer {
+    if target.is_null() {
+        return Err(INVALID_ARGUMENT);
+    }
+    if text.len() >= length as usize {
+        return Err(INSUFFICIENT_SIZE);
+    }
+    for (at, byte) in text.bytes().chain([0]).enumerate() {
+        // SAFETY: `at` is below `length`, and the caller passes so many bytes.
+        unsafe { target.add(at).write(byte as c_char) };
+    }
+    Ok(())
+}
+
+fn fixed<const N: usize>(text: &str) -> [c_char; N] {
+    let mut out = [0; N];
+    let room = N - 1;
+    out.iter_mut()
+        .take(room)
+        .zip(text.bytes())
+        .for_each(|(to, byte)| *to = byte as c_char);
+    out
+}
+
+/// Defines functions that C calls by these names.
+macro_rules! exported {
+    ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $T:ty),*) $body:block)*) => {
+        $(
+            $(#[$doc])*
+            // SAFETY: the names are NVML's own, which nothing else in this library defines.
+            #[unsafe(no_mangle)]
+            #[allow(non_snake_case, reason = "NVML's names")]
+            pub extern "C" fn $name($($argument: $T),*) -> c_uint $body
+        )*
+    };
+}
+
+exported! {
+    /// Starts NVML.
+    fn nvmlInit_v2() {
+        answer("nvmlInit_v2", |_| Ok(()))
+    }
+
+    /// Ends NVML.
+    fn nvmlShutdown() {
+        SUCCESS
+    }
+
+    /// The driver's version.
+    fn nvmlSystemGetDriverVersion(version: *mut c_char, length: c_uint) {
+        answer("nvmlSystemGetDriverVersion", |scenario| put_text(version, length, &scenario.driver))
+    }
+
+    /// The newest CUDA version that the driver supports.
+    fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) {
+        answer("nvmlSystemGetCudaDriverVersion_v2", |scenario| put(version, scenario.cuda))
+    }
+
+    /// The number of GPUs.
+    fn nvmlDeviceGetCount_v2(count: *mut c_uint) {
+        answer("nvmlDeviceGetCount_v2", |scenario| put(count, scenario.gpus.len() as c_uint))
+    }
+
+    /// A GPU's handle.
+    fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut *mut c_void) {
+        answer("nvmlDeviceGetHandleByIndex_v2", |scenario| {
+            if index as usize >= scenario.gpus.len() {
+                return Err(INVALID_ARGUMENT);
+            }
+            put(device, (index as usize + 1) as *mut c_void)
+        })
+    }
+
+    /// A GPU's identity.
+    fn nvmlDeviceGetUUID(device: *mut c_void, uuid: *mut c_char, length: c_uint) {
+        about("nvmlDeviceGetUUID", device, |gpu, _, number| {
+            let own = format!("GPU-00000000-0000-4000-8000-{:012x}", number + 1);
+            put_text(uuid, length, gpu.uuid.as_deref().unwrap_or(&own))
+        })
+    }
+
+    /// A GPU's product name.
+    fn nvmlDeviceGetName(device: *mut c_void, name: *mut c_char, length: c_uint) {
+        about("nvmlDeviceGetName", device, |_, profile, _| put_text(name, length, profile.name))
+    }
+
+    /// Where a GPU is on the PCI bus.
+    fn nvmlDeviceGetPciInfo_v3(device: *mut c_void, info: *mut PciInfo) {
+        about("nvmlDeviceGetPciInfo_v3", device, |gpu, profile, number| {
+            let bus = gpu.bus.unwrap_or(number + 1);
+            put(info, PciInfo {
+                bus_id_legacy: fixed(&format!("0000:{bus:02X}:00.0")),
+                domain: 0,
+                bus,
+                device: 0,
+                pci_device_id: profile.pci_device,
+                pci_subsystem_id: 0,
+                bus_id: fixed(&format!("00000000:{bus:02X}:00.0")),
+            })
+        })
+    }
+
+    /// A GPU's compute capability.
+    fn nvmlDeviceGetCudaComputeCapability(device: *mut c_void, major: *mut c_int, minor: *mut c_int) {
+        about("nvmlDeviceGetCudaComputeCapability", device, |_, profile, _| {
+            put(major, profile.compute_capability.0)?;
+            put(minor, profile.compute_capability.1)
+        })
+    }
+
+    /// A GPU's memory.
+    fn nvmlDeviceGetMemoryInfo_v2(device: *mut c_void, memory: *mut Memory) {
+        about("nvmlDeviceGetMemoryInfo_v2", device, |gpu, profile, _| {
+            let (total, reserved, idle) = profile.memory_mib;
+            let used = gpu.used_mib.unwrap_or(idle);
+            let bytes = |mib: u64| mib << 20;
+            put(memory, Memory {
+                version: (size_of::<Memory>() | 2 << 24) as c_uint,
+                total: bytes(total),
+                reserved: bytes(reserved),
+                free: bytes(total.saturating_sub(reserved + used)),
+                used: bytes(used),
+            })
+        })
+    }
+
+    /// A GPU's temperature in °C; the only sensor is 0.
+    fn nvmlDeviceGetTemperature(device: *mut c_void, sensor: c_uint, temperature: *mut c_uint) {
+        about("nvmlDeviceGetTemperature", device, |gpu, profile, _| {
+            if sensor != 0 {
+                return Err(INVALID_ARGUMENT);
+            }
+            put(temperature, gpu.temperature.unwrap_or(profile.temperature))
+        })
+    }
+
+    /// The power that a GPU draws, in mW.
+    fn nvmlDeviceGetPowerUsage(device: *mut c_void, power: *mut c_uint) {
+        about("nvmlDeviceGetPowerUsage", device, |gpu, profile, _| {
+            put(power, (gpu.power.unwrap_or(profile.power) * 1e3) as c_uint)
+        })
+    }
+
+    /// A GPU's power limit, in mW.
+    fn nvmlDeviceGetEnforcedPowerLimit(device: *mut c_void, limit: *mut c_uint) {
+        about("nvmlDeviceGetEnforcedPowerLimit", device, |_, profile, _| {
+            put(limit, (profile.power_limit * 1e3) as c_uint)
+        })
+    }
+
+    /// How busy a GPU is.
+    fn nvmlDeviceGetUtilizationRates(device: *mut c_void, rates: *mut Utilization) {
+        about("nvmlDeviceGetUtilizationRates", device, |gpu, _, _| {
+            put(rates, Utilization { gpu: gpu.utilization, memory: 0 })
+        })
+    }
+}

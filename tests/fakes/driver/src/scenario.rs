@@ -1,0 +1,205 @@
+//! Scenario files, in TOML:
+//!
+//! ```toml
+//! driver = "580.105.08"        # the driver's version
+//! cuda = 13000                 # as cuDriverGetVersion gives it
+//!
+//! [[gpu]]
+//! profile = "h100"             # a capture of a real GPU, see PROFILES
+//! bus = 0x53                   # PCI bus; a number of its own where none is given
+//! used_mib = 1000              # memory taken by processes
+//! temperature = 70             # °C
+//! power = 300.5                # W
+//! utilization = 95             # percent
+//! lost = true                  # it fell off the bus: NVML_ERROR_GPU_IS_LOST
+//!
+//! [[fault]]
+//! function = "nvmlDeviceGetName"
+//! code = 999                   # what the function returns; 13 is NVML_ERROR_FUNCTION_NOT_FOUND
+//! hang = true                  # or: it never returns
+//! ```
+
+use serde::Deserialize;
+
+/// The environment variable that names the scenario file.
+pub const VARIABLE: &str = "HANGAR_FAKE_SCENARIO";
+
+/// A GPU as `nvidia-smi -q -x` showed it, idle, on real machines.
+#[derive(Debug)]
+pub struct Profile {
+    /// The name in scenario files.
+    pub key: &'static str,
+    /// The product name.
+    pub name: &'static str,
+    /// Major and minor.
+    pub compute_capability: (i32, i32),
+    /// Memory in MiB: all of it, the driver's reserve, and what is taken when idle.
+    pub memory_mib: (u64, u64, u64),
+    /// °C.
+    pub temperature: u32,
+    /// W.
+    pub power: f64,
+    /// W.
+    pub power_limit: f64,
+    /// PCI device and vendor.
+    pub pci_device: u32,
+}
+
+/// The captures: of an RTX 3090 from telegraf's test data, of the others from NVIDIA's
+/// k8s-test-infra (Apache-2.0).
+pub const PROFILES: &[Profile] = &[
+    Profile {
+        key: "rtx3090",
+        name: "NVIDIA GeForce RTX 3090",
+        compute_capability: (8, 6),
+        memory_mib: (24576, 450, 7),
+        temperature: 32,
+        power: 35.06,
+        power_limit: 350.0,
+        pci_device: 0x2204_10DE,
+    },
+    Profile {
+        key: "t4",
+        name: "Tesla T4",
+        compute_capability: (7, 5),
+        memory_mib: (15360, 448, 0),
+        temperature: 33,
+        power: 33.51,
+        power_limit: 70.0,
+        pci_device: 0x1EB8_10DE,
+    },
+    Profile {
+        key: "a100",
+        name: "NVIDIA A100-SXM4-40GB",
+        compute_capability: (8, 0),
+        memory_mib: (40960, 518, 0),
+        temperature: 33,
+        power: 49.68,
+        power_limit: 400.0,
+        pci_device: 0x20B0_10DE,
+    },
+    Profile {
+        key: "h100",
+        name: "NVIDIA H100 80GB HBM3",
+        compute_capability: (9, 0),
+        memory_mib: (81559, 480, 0),
+        temperature: 29,
+        power: 68.57,
+        power_limit: 700.0,
+        pci_device: 0x2330_10DE,
+    },
+    Profile {
+        key: "l40s",
+        name: "NVIDIA L40S",
+        compute_capability: (8, 9),
+        memory_mib: (46068, 609, 0),
+        temperature: 29,
+        power: 65.64,
+        power_limit: 350.0,
+        pci_device: 0x26B9_10DE,
+    },
+    Profile {
+        key: "b200",
+        name: "NVIDIA B200",
+        compute_capability: (10, 0),
+        memory_mib: (183_359, 728, 0),
+        temperature: 39,
+        power: 195.68,
+        power_limit: 1000.0,
+        pci_device: 0x2901_10DE,
+    },
+];
+
+/// A machine.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// The driver's version.
+    #[serde(default = "default_driver")]
+    pub driver: String,
+    /// 1000·major + 10·minor.
+    #[serde(default = "default_cuda")]
+    pub cuda: i32,
+    /// Its GPUs, in NVML's order.
+    #[serde(default, rename = "gpu")]
+    pub gpus: Vec<Gpu>,
+    /// What goes wrong.
+    #[serde(default, rename = "fault")]
+    pub faults: Vec<Fault>,
+}
+
+/// A GPU, and how it differs from its profile.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// A profile's key.
+    pub profile: String,
+    /// PCI bus.
+    pub bus: Option<u32>,
+    /// NVML's identity.
+    pub uuid: Option<String>,
+    /// Memory taken, in MiB.
+    pub used_mib: Option<u64>,
+    /// °C.
+    pub temperature: Option<u32>,
+    /// W.
+    pub power: Option<f64>,
+    /// Percent.
+    #[serde(default)]
+    pub utilization: u32,
+    /// Whether it fell off the bus.
+    #[serde(default)]
+    pub lost: bool,
+}
+
+/// A function that fails.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// Its name.
+    pub function: String,
+    /// What it returns.
+    #[serde(default)]
+    pub code: u32,
+    /// Whether it never returns.
+    #[serde(default)]
+    pub hang: bool,
+}
+
+fn default_driver() -> String {
+    "580.105.08".to_owned()
+}
+
+fn default_cuda() -> i32 {
+    13000
+}
+
+impl Scenario {
+    /// Reads the scenario file. Errors: a reason.
+    pub fn read() -> Result<Self, String> {
+        let path = std::env::var_os(VARIABLE).ok_or_else(|| format!("{VARIABLE} is not set"))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+        let scenario: Self = toml::from_str(&text).map_err(|error| error.to_string())?;
+        for gpu in &scenario.gpus {
+            gpu.profile()?;
+        }
+        Ok(scenario)
+    }
+}
+
+impl Gpu {
+    /// The capture it is like. Errors: the profiles that exist.
+    pub fn profile(&self) -> Result<&'static Profile, String> {
+        PROFILES
+            .iter()
+            .find(|profile| profile.key == self.profile)
+            .ok_or_else(|| {
+                let keys: Vec<&str> = PROFILES.iter().map(|profile| profile.key).collect();
+                format!(
+                    "no profile `{}`; there are {}",
+                    self.profile,
+                    keys.join(", ")
+                )
+            })
+    }
+}
