@@ -1,4 +1,6 @@
 //! Hangar: one process owns a machine's devices and runs sandboxed plugins on them.
 
+pub mod output;
+pub mod plugins;
 pub mod tasks;
 pub mod worker;

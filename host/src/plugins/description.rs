@@ -120,8 +120,8 @@ impl ParameterError {
 impl Description {
     /// Reads what `describe` gave. The error says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let description: Self =
-            serde_json::from_str(text).map_err(|error| format!("not as the contract says: {error}"))?;
+        let description: Self = serde_json::from_str(text)
+            .map_err(|error| format!("not as the contract says: {error}"))?;
         description.validate()?;
         Ok(description)
     }
@@ -146,7 +146,9 @@ impl Description {
             if text.len() <= TEXT_BYTES && !text.chars().any(char::is_control) {
                 return Ok(());
             }
-            Err(format!("{what} is not one line of at most {TEXT_BYTES} bytes"))
+            Err(format!(
+                "{what} is not one line of at most {TEXT_BYTES} bytes"
+            ))
         };
         named("name", &self.name, b"-")?;
         if !is_version(&self.version) {
@@ -159,7 +161,11 @@ impl Description {
         if self.kinds.is_empty() {
             return Err("it does no kind of task".to_owned());
         }
-        if let Some(kind) = self.kinds.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
+        if let Some(kind) = self
+            .kinds
+            .iter()
+            .find(|kind| !KINDS.contains(&kind.as_str()))
+        {
             return Err(format!(
                 "`{}` is not a kind of task; this host knows {}",
                 kind.escape_debug(),
@@ -167,12 +173,20 @@ impl Description {
             ));
         }
         if self.models.is_empty() || self.models.len() > ENTRIES {
-            return Err(format!("it has {} models, not 1 to {ENTRIES}", self.models.len()));
+            return Err(format!(
+                "it has {} models, not 1 to {ENTRIES}",
+                self.models.len()
+            ));
         }
         for (index, model) in self.models.iter().enumerate() {
             named("model", &model.name, b"-_.")?;
             text("a model's description", &model.description)?;
-            if self.models.iter().take(index).any(|other| other.name == model.name) {
+            if self
+                .models
+                .iter()
+                .take(index)
+                .any(|other| other.name == model.name)
+            {
                 return Err(format!("the model `{}` is described twice", model.name));
             }
         }
@@ -233,13 +247,13 @@ impl Description {
         for (name, property) in properties {
             let property = property.as_object().unwrap_or(&none);
             let value = match given.get(name) {
-                Some(value) => conforms(property, value).map_err(|wanted| {
-                    ParameterError::Value {
+                Some(value) => {
+                    conforms(property, value).map_err(|wanted| ParameterError::Value {
                         name: name.clone(),
                         given: value.to_string().chars().take(200).collect(),
                         wanted,
-                    }
-                })?,
+                    })?
+                }
                 None => property.get("default").cloned().unwrap_or(Value::Null),
             };
             checked.insert(name.clone(), value);
@@ -255,16 +269,20 @@ fn is_version(text: &str) -> bool {
     text.len() <= NAME_BYTES
         && text.bytes().all(|byte| byte.is_ascii_graphic())
         && numbers.len() == 3
-        && numbers.iter().all(|number| {
-            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-        })
+        && numbers
+            .iter()
+            .all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The value as the property takes it, or what the property takes.
 fn conforms(property: &Map<String, Value>, value: &Value) -> Result<Value, String> {
     let kind = property.get("type").and_then(Value::as_str);
     let bound = |name: &str| property.get(name).and_then(Value::as_f64);
-    let (minimum, maximum, above) = (bound("minimum"), bound("maximum"), bound("exclusiveMinimum"));
+    let (minimum, maximum, above) = (
+        bound("minimum"),
+        bound("maximum"),
+        bound("exclusiveMinimum"),
+    );
     let choices = property.get("enum").and_then(Value::as_array);
     let wanted = || {
         let mut text = match kind {
@@ -274,7 +292,11 @@ fn conforms(property: &Map<String, Value>, value: &Value) -> Result<Value, Strin
             Some("string") => "text".to_owned(),
             _ => "of a type this host knows: integer, number, boolean or string".to_owned(),
         };
-        for (words, limit) in [("of at least", minimum), ("above", above), ("of at most", maximum)] {
+        for (words, limit) in [
+            ("of at least", minimum),
+            ("above", above),
+            ("of at most", maximum),
+        ] {
             if let Some(limit) = limit {
                 text.push_str(&format!(" {words} {limit}"));
             }
@@ -363,7 +385,11 @@ mod tests {
     fn an_unknown_parameter_is_refused_with_those_that_exist() {
         let refusal = check(json!({"epoch": 7})).unwrap_err();
         assert_eq!(refusal.code(), "parameter.unknown");
-        assert!(refusal.to_string().contains("epochs, rate, optimizer, shuffle"));
+        assert!(
+            refusal
+                .to_string()
+                .contains("epochs, rate, optimizer, shuffle")
+        );
     }
 
     #[test]
@@ -408,7 +434,10 @@ mod tests {
             ("/parameters/training/properties/epochs", json!(5)),
             ("/parameters/training/properties/epochs/default", json!("x")),
             ("/parameters/training/properties/epochs/default", json!(0)),
-            ("/parameters/training/properties/epochs/type", json!("magic")),
+            (
+                "/parameters/training/properties/epochs/type",
+                json!("magic"),
+            ),
         ];
         for (pointer, value) in wrong {
             let mut described = described();

@@ -56,11 +56,7 @@ mod tests {
         let engine = engine(folder.path()).unwrap();
         // A component with a core module that holds one memory, with the flags given.
         let with_memory = |flags: u8| {
-            let module = [
-                &b"\0asm\x01\0\0\0"[..],
-                &[5, 3, 1, flags, 1],
-            ]
-            .concat();
+            let module = [&b"\0asm\x01\0\0\0"[..], &[5, 3, 1, flags, 1]].concat();
             let mut component = b"\0asm\x0d\0\x01\0".to_vec();
             component.extend([1, module.len() as u8]);
             component.extend(module);

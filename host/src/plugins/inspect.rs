@@ -85,7 +85,9 @@ pub(super) async fn describe(file: &Path, cache: &Path) -> Result<Description, P
         .output();
     let output = tokio::time::timeout(DEADLINE, process)
         .await
-        .map_err(|_| PluginError::Inspection(format!("compiling it took more than {DEADLINE:?}")))??;
+        .map_err(|_| {
+            PluginError::Inspection(format!("compiling it took more than {DEADLINE:?}"))
+        })??;
     match serde_json::from_slice(&output.stdout) {
         Ok(Answer::Plugin(description)) => Ok(*description),
         Ok(Answer::Refused(failure)) => Err(PluginError::Refused(failure)),
@@ -124,11 +126,18 @@ fn look(file: &Path, cache: &Path) -> Result<Description, Failure> {
             maximum: Some(limit),
         };
         setrlimit(resource, limits).map_err(|error| {
-            failure("plugin.inspection", format!("cannot limit this process: {error}"))
+            failure(
+                "plugin.inspection",
+                format!("cannot limit this process: {error}"),
+            )
         })?;
     }
-    let engine = engine::engine(cache)
-        .map_err(|error| failure("plugin.inspection", format!("cannot start the engine: {error:#}")))?;
+    let engine = engine::engine(cache).map_err(|error| {
+        failure(
+            "plugin.inspection",
+            format!("cannot start the engine: {error:#}"),
+        )
+    })?;
     let linked = Linked::new(&engine, file)?;
     let limits = Limits {
         compute_milliseconds: DESCRIBE_MILLISECONDS,
@@ -138,9 +147,16 @@ fn look(file: &Path, cache: &Path) -> Result<Description, Failure> {
         .enable_all()
         .build()
         .map_err(|error| failure("plugin.inspection", error.to_string()))?;
-    let described = runtime
-        .block_on(linked.describe(limits))
-        .map_err(|error| failure(&error.code, format!("it does not describe itself: {}", error.message)))?;
-    Description::parse(&described)
-        .map_err(|error| failure("plugin.description", format!("its description is wrong: {error}")))
+    let described = runtime.block_on(linked.describe(limits)).map_err(|error| {
+        failure(
+            &error.code,
+            format!("it does not describe itself: {}", error.message),
+        )
+    })?;
+    Description::parse(&described).map_err(|error| {
+        failure(
+            "plugin.description",
+            format!("its description is wrong: {error}"),
+        )
+    })
 }

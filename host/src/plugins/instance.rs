@@ -33,7 +33,7 @@ impl Linked {
             failure("plugin.format", message)
         })?;
         let link = || -> wasmtime::Result<PluginPre<State>> {
-            let mut linker = Linker::new(engine);
+            let mut linker = Linker::<State>::new(engine);
             wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
             Plugin::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| {
                 state.calls = state.calls.wrapping_add(1);

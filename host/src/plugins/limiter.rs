@@ -56,7 +56,9 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         _: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let total = self.elements.saturating_add(desired.saturating_sub(current));
+        let total = self
+            .elements
+            .saturating_add(desired.saturating_sub(current));
         if total > self.table_limit {
             return Ok(false);
         }

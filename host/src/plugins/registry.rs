@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use notify::Watcher;
-use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -38,7 +37,7 @@ pub struct RegistrySettings {
 }
 
 /// A file of the plugin folder.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct PluginEntry {
     /// Its name.
     pub file: String,
@@ -47,8 +46,7 @@ pub struct PluginEntry {
 }
 
 /// What became of a file of the plugin folder.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone)]
 pub enum PluginState {
     /// Tasks can use it.
     Loaded(Arc<Plugin>),
@@ -124,8 +122,11 @@ impl Registry {
         }
         let (notified, mut notifications) = mpsc::channel(1);
         // One notification waiting is enough: a look at the folder sees everything.
-        let mut watcher = notify::recommended_watcher(move |_| drop(notified.try_send(())))
-            .context("cannot watch for plugins")?;
+        let mut watcher = notify::recommended_watcher(move |_| {
+            // A full channel already says that there is something to look at.
+            let _told = notified.try_send(());
+        })
+        .context("cannot watch for plugins")?;
         watcher
             .watch(&settings.folder, notify::RecursiveMode::NonRecursive)
             .with_context(|| format!("cannot watch {}", settings.folder.display()))?;
@@ -161,7 +162,8 @@ impl Registry {
     /// Waits until every file that is in the folder now has been looked at.
     pub async fn settled(&self) {
         // An error means that scanning has ended: then nothing will change any more.
-        let _ended = self.settled.clone().wait_for(|settled| *settled).await;
+        let mut settled = self.settled.clone();
+        let _ended = settled.wait_for(|settled| *settled).await;
     }
 
     /// Every file, by name. One whose replacement is bad comes twice: as it is used, and as it failed.
@@ -187,7 +189,10 @@ impl Registry {
 
     fn loaded(&self) -> Vec<Arc<Plugin>> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
-        files.values().filter_map(|file| file.loaded.clone()).collect()
+        files
+            .values()
+            .filter_map(|file| file.loaded.clone())
+            .collect()
     }
 
     /// The plugin of a name.
@@ -218,7 +223,9 @@ impl Registry {
                 {
                     return Ok((Arc::clone(plugin), model.name.clone()));
                 }
-                let known: Vec<_> = models().map(|(plugin, model)| full(plugin, model)).collect();
+                let known: Vec<_> = models()
+                    .map(|(plugin, model)| full(plugin, model))
+                    .collect();
                 Err(ModelError::Unknown {
                     name: name.escape_debug().to_string(),
                     known: if known.is_empty() {
@@ -265,7 +272,11 @@ impl Scanner {
     /// Notes what is in the folder. Gives the files that are at rest and not yet inspected.
     fn look(&self) -> Vec<String> {
         let mut found = BTreeMap::new();
-        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(&self.folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
@@ -464,9 +475,13 @@ mod tests {
     async fn a_replaced_file_replaces_the_plugin_and_a_bad_one_does_not() {
         let bench = bench();
         bench.write("a.wasm", &text("a", "1.0.0", &["m"]));
-        bench.until(|registry| version(registry, "a").as_deref() == Some("1.0.0")).await;
+        bench
+            .until(|registry| version(registry, "a").as_deref() == Some("1.0.0"))
+            .await;
         bench.write("a.wasm", &text("a", "1.0.1", &["m"]));
-        bench.until(|registry| version(registry, "a").as_deref() == Some("1.0.1")).await;
+        bench
+            .until(|registry| version(registry, "a").as_deref() == Some("1.0.1"))
+            .await;
         bench.write("a.wasm", "rubbish");
         let failed = |registry: &Registry| {
             let entries = registry.list();
@@ -485,7 +500,9 @@ mod tests {
         bench.until(|registry| registry.list().len() == 2).await;
         assert_eq!(version(&bench.registry, "same").as_deref(), Some("1.0.0"));
         std::fs::remove_file(bench.folder.path().join("plugins/a.wasm")).unwrap();
-        bench.until(|registry| version(registry, "same").as_deref() == Some("2.0.0")).await;
+        bench
+            .until(|registry| version(registry, "same").as_deref() == Some("2.0.0"))
+            .await;
     }
 
     #[tokio::test]

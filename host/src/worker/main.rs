@@ -36,7 +36,11 @@ struct Link {
 
 impl Link {
     fn answer(&self, answer: Answer) {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waiting = self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(waiting) = waiting {
             // Nobody listens any more once the plugin was ended.
             let _unheard = waiting.send(answer);
@@ -81,10 +85,7 @@ impl Supervisor for Link {
         }
     }
 
-    fn acquire(
-        &self,
-        request: LeaseRequest,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
+    fn acquire(&self, request: LeaseRequest) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
         Box::pin(async move {
             let (sender, answer) = oneshot::channel();
             *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);

@@ -1,3 +1,4 @@
 //! A worker runs one task in a process of its own.
 
+pub mod main;
 pub mod protocol;

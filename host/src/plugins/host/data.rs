@@ -17,7 +17,12 @@ pub struct Loader(pub(super) ::data::Loader);
 
 impl data::Host for State {
     fn granted(&mut self) -> wasmtime::Result<Vec<String>> {
-        Ok(self.grants.data.iter().map(|grant| grant.name.clone()).collect())
+        Ok(self
+            .grants
+            .data
+            .iter()
+            .map(|grant| grant.name.clone())
+            .collect())
     }
 }
 
@@ -62,7 +67,9 @@ impl data::HostDataset for State {
 
     fn name(&mut self, dataset: Resource<Dataset>, index: u64) -> Result<String> {
         let dataset = &self.table.get(&dataset)?.0;
-        let name = usize::try_from(index).ok().and_then(|index| dataset.name(index));
+        let name = usize::try_from(index)
+            .ok()
+            .and_then(|index| dataset.name(index));
         name.ok_or_else(|| {
             let message = format!("sample {index} of a data set of {}", dataset.len());
             HostError::new("data.index", message)
@@ -121,10 +128,11 @@ impl data::HostLoader for State {
 
     fn sample_shape(&mut self, loader: Resource<Loader>) -> Result<Vec<u32>> {
         let shape = self.table.get(&loader)?.0.sample_shape()?;
-        let sizes = shape.iter().map(|&size| u32::try_from(size)).collect();
-        Result::or_else(sizes, |_: std::num::TryFromIntError| {
+        let sizes: std::result::Result<Vec<u32>, _> =
+            shape.iter().map(|&size| u32::try_from(size)).collect();
+        sizes.map_err(|_| {
             let message = format!("samples of shape {shape:?} are too large");
-            Err(HostError::new("data.shape", message))
+            HostError::new("data.shape", message)
         })
     }
 

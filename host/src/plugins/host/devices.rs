@@ -1,7 +1,7 @@
 //! `devices`: what a task may ask for, and its lease.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use wasmtime::component::Resource;
 
@@ -200,4 +200,3 @@ impl Held {
         self.grant.bytes.saturating_sub(used)
     }
 }
-

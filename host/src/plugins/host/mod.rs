@@ -190,7 +190,7 @@ fn is_plain(name: &str, dots: bool) -> bool {
     !name.is_empty()
         && name.len() <= 128
         && !name.starts_with('.')
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte) || dots && byte == b'.')
+        && name.bytes().all(|byte| {
+            byte.is_ascii_alphanumeric() || b"-_".contains(&byte) || dots && byte == b'.'
+        })
 }

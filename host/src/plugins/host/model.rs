@@ -38,9 +38,10 @@ impl model::Host for State {
 impl State {
     /// The file of the weights given by the user.
     pub(super) fn weights(&self) -> Result<&std::path::Path> {
-        self.grants.weights.as_deref().ok_or_else(|| {
-            HostError::new("weights.none", "no weights were given to this task")
-        })
+        self.grants
+            .weights
+            .as_deref()
+            .ok_or_else(|| HostError::new("weights.none", "no weights were given to this task"))
     }
 }
 

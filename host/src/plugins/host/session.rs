@@ -48,9 +48,8 @@ struct Sum {
 
 impl OpenPlan {
     fn new(plan: &compute::Plan) -> Self {
-        let scalar = |port: &&compute::plan::Port| {
-            port.dtype == DType::F32 && port.shape.0.is_empty()
-        };
+        let scalar =
+            |port: &&compute::plan::Port| port.dtype == DType::F32 && port.shape.0.is_empty();
         Self {
             inputs: plan
                 .inputs()
@@ -273,7 +272,9 @@ impl model::HostSession for State {
         let session = &self.table.get(&session)?.session;
         let tensor = session.output(plan as usize, &output)?;
         let bytes = tensor.bytes();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         let end = start.saturating_add(length as usize).min(bytes.len());
         Ok(bytes.get(start..end).unwrap_or_default().to_vec())
     }
@@ -482,7 +483,11 @@ mod tests {
             ("magic", pairs(&[])),
         ];
         for (kind, options) in given {
-            assert_eq!(told(schedule(0.1, kind, &options)).0, "option.value", "{kind}");
+            assert_eq!(
+                told(schedule(0.1, kind, &options)).0,
+                "option.value",
+                "{kind}"
+            );
         }
     }
 

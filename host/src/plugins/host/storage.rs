@@ -90,7 +90,10 @@ impl Folder {
     /// Refuses a file that would exceed the task's bytes at this size.
     fn check_size(&self, name: &str, size: u64) -> Result<()> {
         let others = self.written.iter().filter(|(other, _)| *other != name);
-        let total = others.map(|(_, size)| size).sum::<u64>().saturating_add(size);
+        let total = others
+            .map(|(_, size)| size)
+            .sum::<u64>()
+            .saturating_add(size);
         if total > self.limit_bytes {
             let message = format!(
                 "{name} would bring the task's files to {total} bytes; {} are allowed",
@@ -130,7 +133,10 @@ mod tests {
         let mut files = Folder::new(Some(folder.path().to_owned()), 100);
         assert!(files.append("a.txt", b"one").unwrap());
         assert!(!files.append("a.txt", b"two").unwrap());
-        assert_eq!(std::fs::read(folder.path().join("a.txt")).unwrap(), b"onetwo");
+        assert_eq!(
+            std::fs::read(folder.path().join("a.txt")).unwrap(),
+            b"onetwo"
+        );
     }
 
     #[test]
@@ -161,7 +167,9 @@ mod tests {
     fn names_that_are_paths_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut files = Folder::new(Some(folder.path().to_owned()), 100);
-        for name in ["", ".", "..", "../x", "/x", "a/b", "a\\b", "x\0", ".hidden", "é"] {
+        for name in [
+            "", ".", "..", "../x", "/x", "a/b", "a\\b", "x\0", ".hidden", "é",
+        ] {
             assert_eq!(code(files.append(name, b"x")), "task.artifact", "{name}");
             assert_eq!(code(files.checkpoint(name, 1)), "model.name", "{name}");
         }
