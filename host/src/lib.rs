@@ -1,5 +1,7 @@
 //! Hangar: one process owns a machine's devices and runs sandboxed plugins on them.
 
+pub mod cli;
+pub mod machine;
 pub mod output;
 pub mod plugins;
 pub mod tasks;

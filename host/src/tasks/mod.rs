@@ -1,3 +1,422 @@
-//! Tasks: records, store, queue, journal, and the supervisor that runs them in workers.
+//! Tasks: records, the store of them and their events, the queue, and the supervisor that runs each
+//! in a worker.
 
+pub mod error;
+pub mod store;
+mod supervisor;
 pub mod task;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use devices::{Allocator, Kind, Selector};
+use tokio::sync::{Notify, watch};
+
+use self::error::TaskError;
+use self::store::{Event, Store, TaskFilter};
+use self::task::{Submission, TaskKind, TaskRecord, TaskState};
+use crate::worker::protocol::{DeviceFacts, Limits};
+
+/// What tasks need of the host.
+pub struct Settings {
+    /// The folder of the database and of tasks' own results; it exists.
+    pub state: PathBuf,
+    /// The devices.
+    pub allocator: Arc<Allocator>,
+    /// The devices as plugins see them.
+    pub devices: Vec<DeviceFacts>,
+    /// The folder of compiled plugins.
+    pub compile_cache: PathBuf,
+    /// Workers that plan at once.
+    pub planners: usize,
+    /// Threads of a worker for compute on the CPU.
+    pub threads_per_worker: usize,
+    /// Tasks that may wait.
+    pub queue_size: usize,
+    /// What a plugin may use.
+    pub limits: Limits,
+}
+
+/// All tasks of a host.
+#[derive(Clone)]
+pub struct Tasks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    store: Store,
+    live: Mutex<Live>,
+    /// Looks at the queue again.
+    wake: Notify,
+    /// Counts changes of any task, for those who wait for one.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Live {
+    closing: bool,
+    queue: Vec<Waiting>,
+    /// What each task that waits or runs is told to do.
+    tasks: HashMap<String, watch::Sender<bool>>,
+    /// Tasks that plan, or wait for their lease, by the device asked for.
+    planning: HashMap<String, (String, Kind)>,
+}
+
+struct Waiting {
+    id: String,
+    priority: u8,
+    since: Instant,
+    /// The device asked for and the kind: of each pair one worker at a time plans or waits.
+    key: (String, Kind),
+}
+
+impl Waiting {
+    /// Lower goes first. A minute of waiting is worth a step of priority, so that nothing starves.
+    fn rank(&self) -> i64 {
+        let waited = self.since.elapsed().as_secs() / 60;
+        i64::from(self.priority) - i64::try_from(waited).unwrap_or(i64::MAX / 2)
+    }
+}
+
+fn now() -> String {
+    jiff::Timestamp::now().to_string()
+}
+
+impl From<TaskKind> for Kind {
+    fn from(kind: TaskKind) -> Self {
+        match kind {
+            TaskKind::Training => Self::Training,
+            TaskKind::Inference => Self::Inference,
+        }
+    }
+}
+
+impl Tasks {
+    /// Opens the store and begins to run what is submitted. What ran when the last host ended
+    /// becomes interrupted, what waited is queued again. Errors: where the store cannot be opened.
+    pub fn start(settings: Settings) -> anyhow::Result<Self> {
+        let store = Store::open(&settings.state.join("tasks.sqlite"))?;
+        let inner = Arc::new(Inner {
+            settings,
+            store,
+            live: Mutex::default(),
+            wake: Notify::new(),
+            changes: watch::channel(0).0,
+        });
+        let woken = Arc::downgrade(&inner);
+        inner.settings.allocator.on_change(move || {
+            if let Some(inner) = woken.upgrade() {
+                inner.changed();
+            }
+        });
+        inner.recover()?;
+        let scheduled = Arc::clone(&inner);
+        tokio::spawn(async move { scheduled.schedule().await });
+        Ok(Self { inner })
+    }
+
+    /// Records a task and puts it into the queue.
+    pub fn submit(&self, submission: Submission) -> Result<TaskRecord, TaskError> {
+        let inner = &self.inner;
+        let id = submission
+            .id
+            .clone()
+            .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let valid = (1..=128).contains(&id.len())
+            && !id.starts_with('.')
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !valid {
+            return Err(TaskError::Id { id });
+        }
+        if let Some(Ok(selector)) = submission
+            .device
+            .as_ref()
+            .map(|text| text.parse::<Selector>())
+        {
+            inner.settings.allocator.check(&selector)?;
+        }
+        let mut live = inner.live();
+        if live.closing {
+            return Err(TaskError::ShuttingDown);
+        }
+        let size = inner.settings.queue_size;
+        if live.queue.len() >= size {
+            return Err(TaskError::QueueFull { size });
+        }
+        let own = || inner.settings.state.join("results").join(&id);
+        let output = submission.output.clone().unwrap_or_else(own);
+        let mut record = TaskRecord {
+            id,
+            kind: submission.kind,
+            state: TaskState::Pending,
+            plugin: submission.plugin,
+            plugin_hash: submission.plugin_hash,
+            plugin_file: submission.plugin_file,
+            model: submission.model,
+            parameters: submission.parameters,
+            device_requested: submission.device,
+            device: None,
+            fallback_reason: None,
+            waiting_reason: None,
+            lease_bytes: None,
+            priority: submission.priority,
+            description: submission.description,
+            message: "recorded".to_owned(),
+            error_code: None,
+            progress: 0.0,
+            current_epoch: None,
+            total_epochs: None,
+            latest_metrics: serde_json::Map::new(),
+            data: submission.data,
+            weights: submission.weights,
+            output,
+            created_at: now(),
+            updated_at: now(),
+            started_at: None,
+            ended_at: None,
+        };
+        inner.store.insert(&record)?;
+        if let Err(error) = std::fs::create_dir_all(&record.output) {
+            inner.store.delete(&record.id)?;
+            return Err(TaskError::Output {
+                path: record.output.display().to_string(),
+                error,
+            });
+        }
+        inner.enqueue(&mut live, &mut record)?;
+        drop(live);
+        inner.changed();
+        Ok(record)
+    }
+
+    /// A task.
+    pub fn get(&self, id: &str) -> Result<TaskRecord, TaskError> {
+        self.inner.store.get(id)
+    }
+
+    /// Tasks, the newest first.
+    pub fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, TaskError> {
+        self.inner.store.list(filter)
+    }
+
+    /// Ends a task in any state but a final one. A task that runs ends within a step, or is killed.
+    pub fn cancel(&self, id: &str) -> Result<TaskRecord, TaskError> {
+        let record = self.inner.store.get(id)?;
+        let mut live = self.inner.live();
+        let Some(told) = live.tasks.get(id).filter(|_| !record.state.is_final()) else {
+            drop(live);
+            let state = format!("{:?}", self.inner.store.get(id)?.state).to_lowercase();
+            return Err(TaskError::Ended {
+                id: id.to_owned(),
+                state,
+            });
+        };
+        told.send_replace(true);
+        let waiting = live.queue.iter().position(|waiting| waiting.id == id);
+        if let Some(position) = waiting {
+            live.queue.remove(position);
+            live.tasks.remove(id);
+        }
+        drop(live);
+        if waiting.is_some() {
+            let mut record = record;
+            self.inner.end(
+                &mut record,
+                TaskState::Cancelled,
+                "cancelled before it ran",
+                None,
+            );
+        }
+        self.inner.store.get(id)
+    }
+
+    /// Forgets a task that has ended, its events, and the results in its own folder.
+    pub fn delete(&self, id: &str) -> Result<(), TaskError> {
+        let record = self.inner.store.get(id)?;
+        if !record.state.is_final() {
+            return Err(TaskError::Active { id: id.to_owned() });
+        }
+        self.inner.store.delete(id)?;
+        let own = self.inner.settings.state.join("results").join(id);
+        if record.output == own {
+            match std::fs::remove_dir_all(&own) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(TaskError::Output {
+                        path: own.display().to_string(),
+                        error,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The events of a task after one of a number, waiting for the next where there are none yet;
+    /// none after the last.
+    pub async fn events(&self, id: &str, after: u64) -> Result<Vec<Event>, TaskError> {
+        let mut changes = self.inner.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let ended = self.inner.store.get(id)?.state.is_final();
+            let events = self.inner.store.events(id, after)?;
+            if !events.is_empty() || ended {
+                return Ok(events);
+            }
+            if changes.changed().await.is_err() {
+                return Ok(Vec::new());
+            }
+        }
+    }
+
+    /// Refuses new tasks, ends those that run as interrupted, and waits for them.
+    pub async fn shutdown(&self) {
+        let mut changes = self.inner.changes.subscribe();
+        {
+            let mut live = self.inner.live();
+            live.closing = true;
+            let queued: Vec<String> = live.queue.drain(..).map(|waiting| waiting.id).collect();
+            queued.iter().for_each(|id| drop(live.tasks.remove(id)));
+            for told in live.tasks.values() {
+                told.send_replace(true);
+            }
+        }
+        while !self.inner.live().tasks.is_empty() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+        self.wake.notify_one();
+    }
+
+    fn recover(self: &Arc<Self>) -> Result<(), TaskError> {
+        let every = TaskFilter {
+            state: None,
+            kind: None,
+            limit: usize::MAX,
+        };
+        let mut unfinished = self.store.list(&every)?;
+        unfinished.retain(|record| !record.state.is_final());
+        for mut record in unfinished.into_iter().rev() {
+            if record.state == TaskState::Running {
+                let message = "the host ended while the task ran";
+                self.end(&mut record, TaskState::Interrupted, message, None);
+            } else {
+                let mut live = self.live();
+                self.enqueue(&mut live, &mut record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enqueue(&self, live: &mut Live, record: &mut TaskRecord) -> Result<(), TaskError> {
+        record.state = TaskState::Queued;
+        record.message = "waits for a worker".to_owned();
+        self.store.update(record, None)?;
+        let device = record.device_requested.clone().unwrap_or_default();
+        live.tasks
+            .insert(record.id.clone(), watch::channel(false).0);
+        live.queue.push(Waiting {
+            id: record.id.clone(),
+            priority: record.priority,
+            since: Instant::now(),
+            key: (device, record.kind.into()),
+        });
+        Ok(())
+    }
+
+    /// Records a change, with an event where there is one. A store that fails is told to the
+    /// operator; the task goes on.
+    fn record(&self, record: &mut TaskRecord, event: Option<Event>) {
+        record.updated_at = now();
+        if let Err(error) = self.store.update(record, event.as_ref()) {
+            crate::output::message(format_args!("task {}: {error}", record.id));
+        }
+        self.changed();
+    }
+
+    fn end(&self, record: &mut TaskRecord, state: TaskState, message: &str, code: Option<String>) {
+        record.state = state;
+        record.message = message.to_owned();
+        record.error_code = code;
+        record.waiting_reason = None;
+        record.ended_at = Some(now());
+        if state == TaskState::Completed {
+            record.progress = 100.0;
+        }
+        let event = Event {
+            sequence: 0,
+            timestamp: now(),
+            level: if state == TaskState::Failed {
+                "error"
+            } else {
+                "info"
+            }
+            .to_owned(),
+            message: message.to_owned(),
+            metrics: None,
+            step: None,
+            stage: (state == TaskState::Completed).then(|| "completed".to_owned()),
+            status: Some(state),
+        };
+        self.record(record, Some(event));
+    }
+
+    /// Starts workers for what waits, the first in rank first.
+    async fn schedule(self: Arc<Self>) {
+        loop {
+            while let Some((id, told)) = self.next() {
+                let inner = Arc::clone(&self);
+                tokio::spawn(async move {
+                    supervisor::run(&inner, &id, told).await;
+                    let mut live = inner.live();
+                    live.tasks.remove(&id);
+                    live.planning.remove(&id);
+                    drop(live);
+                    inner.changed();
+                });
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    fn next(&self) -> Option<(String, watch::Receiver<bool>)> {
+        let mut live = self.live();
+        if live.planning.len() >= self.settings.planners.max(1) {
+            return None;
+        }
+        let free = |waiting: &&Waiting| !live.planning.values().any(|key| *key == waiting.key);
+        let first = live
+            .queue
+            .iter()
+            .filter(free)
+            .min_by_key(|waiting| (waiting.rank(), waiting.since));
+        let id = first?.id.clone();
+        let position = live.queue.iter().position(|waiting| waiting.id == id)?;
+        let waiting = live.queue.remove(position);
+        let told = live.tasks.get(&waiting.id)?.subscribe();
+        live.planning.insert(waiting.id.clone(), waiting.key);
+        Some((waiting.id, told))
+    }
+
+    /// The task holds its lease: the next of its kind may plan.
+    fn planned(&self, id: &str) {
+        self.live().planning.remove(id);
+        self.changed();
+    }
+}

@@ -2,3 +2,4 @@
 
 pub mod main;
 pub mod protocol;
+pub mod spawn;

@@ -1,0 +1,178 @@
+//! The command line.
+
+mod folders;
+mod run;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+
+use crate::machine::Machine;
+use crate::output;
+use crate::plugins::{self, PluginState, Registry, RegistrySettings};
+use crate::tasks::store::{Store, TaskFilter};
+use folders::Folders;
+
+/// Trains and runs models from sandboxed WebAssembly plugins on this machine's devices.
+#[derive(Parser)]
+#[command(name = "hangar", version)]
+struct Cli {
+    #[command(flatten)]
+    folders: folders::Arguments,
+    /// Prints JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows the GPUs.
+    Gpus,
+    /// Shows the plugins of the plugin folder.
+    Plugins,
+    /// Shows the tasks, the newest first.
+    Tasks {
+        /// How many.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Runs one task of a plugin to its end, without a server.
+    Run(run::Arguments),
+    /// Runs the task that the host sends (used by the host itself).
+    #[command(hide = true)]
+    Worker,
+    /// Describes a plugin file (used by the host itself).
+    #[command(hide = true)]
+    Inspect {
+        #[arg(num_args = 0..)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Worker => return crate::worker::main::run(),
+        Command::Inspect { arguments } => return plugins::inspect::run(arguments),
+        Command::Gpus => gpus(cli.json),
+        Command::Plugins => Folders::new(&cli.folders).and_then(|folders| list(&folders, cli.json)),
+        Command::Tasks { limit } => {
+            Folders::new(&cli.folders).and_then(|folders| tasks(&folders, limit, cli.json))
+        }
+        Command::Run(arguments) => {
+            Folders::new(&cli.folders).and_then(|folders| run::run(&folders, arguments, cli.json))
+        }
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::message(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn gpus(json: bool) -> anyhow::Result<ExitCode> {
+    let machine = Machine::look();
+    if json {
+        output::data(serde_json::to_string_pretty(&*machine.monitor.snapshot())?)?;
+    } else {
+        output::data(machine.table())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Looks at the plugin folder once.
+async fn registry(folders: &Folders) -> anyhow::Result<Registry> {
+    let registry = Registry::start(RegistrySettings {
+        folder: folders.plugins.clone(),
+        store: folders.plugin_store(),
+        compile_cache: folders.compile_cache(),
+    })?;
+    registry.settled().await;
+    Ok(registry)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?)
+}
+
+fn list(folders: &Folders, json: bool) -> anyhow::Result<ExitCode> {
+    let entries = runtime()?.block_on(async { anyhow::Ok(registry(folders).await?.list()) })?;
+    let mut failed = false;
+    let mut objects = Vec::new();
+    for entry in entries {
+        match entry.state {
+            PluginState::Loaded(plugin) if json => {
+                objects.push(json!({ "file": entry.file, "plugin": *plugin }));
+            }
+            PluginState::Failed { reason } if json => {
+                failed = true;
+                objects.push(json!({ "file": entry.file, "error": reason }));
+            }
+            PluginState::Loaded(plugin) => {
+                let d = &plugin.description;
+                let models: Vec<&str> = d.models.iter().map(|model| &*model.name).collect();
+                output::data(format_args!(
+                    "{} {}: {} (models: {}; {})",
+                    d.name,
+                    d.version,
+                    d.description,
+                    models.join(", "),
+                    d.kinds.join(", ")
+                ))?;
+            }
+            PluginState::Failed { reason } => {
+                failed = true;
+                output::message(format_args!("{}: {reason}", entry.file));
+            }
+        }
+    }
+    if json {
+        output::data(serde_json::to_string_pretty(&objects)?)?;
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn tasks(folders: &Folders, limit: usize, json: bool) -> anyhow::Result<ExitCode> {
+    let path: PathBuf = folders.state.join("tasks.sqlite");
+    let records = if path.exists() {
+        Store::open(&path)?.list(&TaskFilter {
+            state: None,
+            kind: None,
+            limit,
+        })?
+    } else {
+        Vec::new()
+    };
+    if json {
+        output::data(serde_json::to_string_pretty(&records)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for record in records {
+        let kind = serde_json::to_value(record.kind)?;
+        let state = serde_json::to_value(record.state)?;
+        output::data(format_args!(
+            "{} {} {} {} on {}: {}",
+            record.id,
+            kind.as_str().unwrap_or_default(),
+            record.plugin,
+            state.as_str().unwrap_or_default(),
+            record.device.as_deref().unwrap_or("no device"),
+            record.message
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,307 @@
+//! The supervisor of one task: its worker, its lease, and what the worker tells.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::{Lease, Outcome, Request, Selector};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::store::Event;
+use super::task::{TaskKind, TaskRecord, TaskState};
+use super::{Inner, now};
+use crate::worker::protocol::{
+    DataGrant, Failure, FromWorker, Grant, LeaseRequest, Start, ToWorker, receive, send,
+};
+use crate::worker::spawn;
+
+/// A worker that says nothing for so long is taken for dead.
+const SILENCE: Duration = Duration::from_secs(30);
+/// A worker that was told to cancel is killed after so long.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How a task ended.
+struct End {
+    state: TaskState,
+    message: String,
+    code: Option<String>,
+}
+
+fn failed(code: &str, message: impl Into<String>) -> End {
+    End {
+        state: TaskState::Failed,
+        message: message.into(),
+        code: Some(code.to_owned()),
+    }
+}
+
+/// Runs a task to its end, and records it.
+pub(super) async fn run(inner: &Arc<Inner>, id: &str, told: watch::Receiver<bool>) {
+    let Ok(mut record) = inner.store.get(id) else {
+        return;
+    };
+    let end = match supervise(inner, &mut record, told).await {
+        Ok(end) => end,
+        Err(error) => failed("worker.failed", format!("{error:#}")),
+    };
+    inner.end(&mut record, end.state, &end.message, end.code);
+}
+
+fn start(inner: &Inner, record: &TaskRecord) -> Start {
+    let settings = &inner.settings;
+    Start {
+        task_id: record.id.clone(),
+        plugin: record.plugin_file.clone(),
+        kind: match record.kind {
+            TaskKind::Training => "training",
+            TaskKind::Inference => "inference",
+        }
+        .to_owned(),
+        model: record.model.clone(),
+        parameters: record.parameters.clone(),
+        device: record.device_requested.clone(),
+        devices: settings.devices.clone(),
+        data: record
+            .data
+            .iter()
+            .map(|data| DataGrant {
+                name: data.name.clone(),
+                path: data.path.clone(),
+                part: data.part.clone(),
+            })
+            .collect(),
+        weights: record.weights.clone(),
+        output: record.output.clone(),
+        compile_cache: settings.compile_cache.clone(),
+        threads: settings.threads_per_worker,
+        limits: settings.limits,
+    }
+}
+
+async fn supervise(
+    inner: &Arc<Inner>,
+    record: &mut TaskRecord,
+    mut told: watch::Receiver<bool>,
+) -> anyhow::Result<End> {
+    let (worker, socket) = spawn::spawn()?;
+    let (mut source, mut sink) = socket.into_split();
+    let (heard, mut messages) = mpsc::channel::<FromWorker>(64);
+    // Reading a frame cannot be interrupted, so that a task of its own does it.
+    let reader = tokio::spawn(async move {
+        while let Ok(Some(message)) = receive(&mut source).await {
+            if heard.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    let _reader = tokio_util::task::AbortOnDropHandle::new(reader);
+    send(&mut sink, &ToWorker::Start(Box::new(start(inner, record)))).await?;
+    let deadline = Instant::now() + Duration::from_secs(inner.settings.limits.wall_seconds);
+    let mut changes = inner.changes.subscribe();
+    let mut last_word = Instant::now();
+    let (mut lease, mut wish): (Option<Lease>, Option<Request>) = (None, None);
+    let mut cancelled: Option<Instant> = None;
+    let end = loop {
+        let until = cancelled
+            .map_or(last_word + SILENCE, |at| at + PATIENCE)
+            .min(deadline);
+        tokio::select! {
+            message = messages.recv() => {
+                last_word = Instant::now();
+                let Some(message) = message else {
+                    if cancelled.is_some() {
+                        break None;
+                    }
+                    break Some(failed("worker.died", worker.ended(PATIENCE).await));
+                };
+                match message {
+                    FromWorker::AcquireLease(asked) => match request(record, &asked) {
+                        Ok(request) => {
+                            if try_grant(inner, record, &request, &mut lease, &mut sink).await? {
+                                continue;
+                            }
+                            wish = Some(request);
+                        }
+                        Err(failure) => send(&mut sink, &ToWorker::Refused(failure)).await?,
+                    },
+                    FromWorker::LeaseReleased => lease = None,
+                    FromWorker::Finished { failure } => {
+                        let completed = || End { state: TaskState::Completed, message: "completed".to_owned(), code: None };
+                        let end = failure.map_or_else(completed, |failure| failed(&failure.code, failure.message));
+                        worker.ended(PATIENCE).await;
+                        break Some(end);
+                    }
+                    other => note(inner, record, other),
+                }
+            }
+            _ = changes.changed(), if wish.is_some() => {
+                if let Some(request) = wish.take()
+                    && !try_grant(inner, record, &request, &mut lease, &mut sink).await?
+                {
+                    wish = Some(request);
+                }
+            }
+            () = cancel(&mut told), if cancelled.is_none() => {
+                cancelled = Some(Instant::now());
+                wish = None;
+                // A worker that is gone already needs no word.
+                let _gone = send(&mut sink, &ToWorker::Cancel).await;
+            }
+            () = tokio::time::sleep_until(until) => {
+                worker.kill().await;
+                if cancelled.is_some() {
+                    break None;
+                }
+                break Some(if Instant::now() >= deadline {
+                    failed("task.time", "the task took longer than it may, and was ended")
+                } else {
+                    failed("worker.silent", format!("the worker said nothing for {} s, and was ended", SILENCE.as_secs()))
+                });
+            }
+        }
+    };
+    drop(lease);
+    Ok(match (cancelled, end) {
+        (None, Some(end)) => end,
+        (Some(_), Some(end)) if end.state == TaskState::Completed => end,
+        _ if inner.live().closing => End {
+            state: TaskState::Interrupted,
+            message: "the host ended while the task ran".to_owned(),
+            code: None,
+        },
+        _ => End {
+            state: TaskState::Cancelled,
+            message: "cancelled".to_owned(),
+            code: None,
+        },
+    })
+}
+
+/// Waits until the task is to be cancelled.
+async fn cancel(told: &mut watch::Receiver<bool>) {
+    if told.wait_for(|cancel| *cancel).await.is_err() {
+        // Nobody can cancel the task any more.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn request(record: &TaskRecord, asked: &LeaseRequest) -> Result<Request, Failure> {
+    // The user's choice wins over what the worker says.
+    let text = record.device_requested.as_ref().unwrap_or(&asked.device);
+    let selector: Selector = text
+        .parse()
+        .map_err(|error: devices::InvalidSelector| Failure {
+            code: "device.invalid".to_owned(),
+            message: error.to_string(),
+        })?;
+    Ok(Request {
+        selector,
+        kind: record.kind.into(),
+        bytes: asked.bytes,
+        task: record.id.clone(),
+    })
+}
+
+/// Answers a lease request where it can be answered now; else records why it waits.
+async fn try_grant(
+    inner: &Inner,
+    record: &mut TaskRecord,
+    request: &Request,
+    lease: &mut Option<Lease>,
+    sink: &mut OwnedWriteHalf,
+) -> std::io::Result<bool> {
+    match inner.settings.allocator.acquire(request) {
+        Ok(Outcome::Granted(granted)) => {
+            let grant = Grant {
+                device: granted.device().to_string(),
+                uuid: None,
+                bytes: granted.bytes(),
+                fallback_reason: granted.fallback_reason().map(str::to_owned),
+            };
+            record.waiting_reason = None;
+            record.fallback_reason.clone_from(&grant.fallback_reason);
+            record.lease_bytes = Some(grant.bytes);
+            let warning = grant
+                .fallback_reason
+                .as_ref()
+                .map(|reason| event("warning", format!("runs on the CPU: {reason}")));
+            *lease = Some(granted);
+            inner.record(record, warning);
+            inner.planned(&record.id);
+            send(sink, &ToWorker::Granted(grant)).await?;
+            Ok(true)
+        }
+        Ok(Outcome::Busy(reason)) => {
+            if record.waiting_reason.as_ref() != Some(&reason) {
+                record.message = format!("waits: {reason}");
+                record.waiting_reason = Some(reason);
+                inner.record(record, None);
+            }
+            Ok(false)
+        }
+        Err(refusal) => {
+            let failure = Failure {
+                code: refusal.code().to_owned(),
+                message: refusal.to_string(),
+            };
+            send(sink, &ToWorker::Refused(failure)).await?;
+            Ok(true)
+        }
+    }
+}
+
+fn event(level: &str, message: String) -> Event {
+    Event {
+        sequence: 0,
+        timestamp: now(),
+        level: level.to_owned(),
+        message,
+        metrics: None,
+        step: None,
+        stage: None,
+        status: None,
+    }
+}
+
+/// Records what a worker tells of its task.
+fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
+    match message {
+        FromWorker::Running { device } => {
+            record.state = TaskState::Running;
+            record.started_at.get_or_insert_with(now);
+            record.message = format!("runs on {device}");
+            let told = event("info", record.message.clone());
+            record.device = Some(device);
+            inner.record(record, Some(told));
+        }
+        FromWorker::Progress { fraction, message } => {
+            record.progress = (fraction * 100.0).clamp(0.0, 100.0);
+            record.message = message;
+            inner.record(record, None);
+        }
+        FromWorker::Metrics(metrics) => {
+            record.current_epoch = Some(metrics.epoch);
+            record.total_epochs = Some(metrics.epochs);
+            record.latest_metrics.extend(metrics.values.clone());
+            let told = Event {
+                metrics: Some(metrics.values),
+                step: Some(metrics.epoch),
+                stage: Some(metrics.stage),
+                ..event(
+                    "info",
+                    format!("epoch {} of {}", metrics.epoch, metrics.epochs),
+                )
+            };
+            inner.record(record, Some(told));
+        }
+        FromWorker::Log { level, message } => inner.record(record, Some(event(&level, message))),
+        FromWorker::Artifact { name } => {
+            inner.record(record, Some(event("info", format!("wrote {name}"))));
+        }
+        FromWorker::Heartbeat
+        | FromWorker::AcquireLease(_)
+        | FromWorker::LeaseReleased
+        | FromWorker::Finished { .. } => {}
+    }
+}
