@@ -1,6 +1,8 @@
 //! Hangar: one process owns a machine's devices and runs sandboxed plugins on them.
 
 pub mod cli;
+pub mod http;
+pub mod inputs;
 pub mod machine;
 pub mod output;
 pub mod plugins;

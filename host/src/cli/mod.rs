@@ -2,6 +2,7 @@
 
 mod folders;
 mod run;
+mod serve;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serves the HTTP API.
+    Serve(serve::Arguments),
     /// Shows the GPUs.
     Gpus,
     /// Shows the plugins of the plugin folder.
@@ -60,6 +63,9 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Worker => return crate::worker::main::run(),
         Command::Inspect { arguments } => return plugins::inspect::run(arguments),
+        Command::Serve(arguments) => {
+            Folders::new(&cli.folders).and_then(|folders| serve::serve(&folders, &arguments))
+        }
         Command::Gpus => gpus(cli.json),
         Command::Plugins => Folders::new(&cli.folders).and_then(|folders| list(&folders, cli.json)),
         Command::Tasks { limit } => {

@@ -1,7 +1,7 @@
 //! `hangar run`: a supervisor for one task, without the HTTP.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -10,10 +10,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::folders::Folders;
+use crate::inputs::{existing, source};
 use crate::machine::Machine;
 use crate::output;
 use crate::tasks::store::Event;
-use crate::tasks::task::{DataSource, Submission, TaskKind, TaskRecord, TaskState};
+use crate::tasks::task::{Submission, TaskKind, TaskRecord, TaskState};
 use crate::tasks::{Settings, Tasks};
 
 #[derive(Args)]
@@ -169,34 +170,6 @@ fn submission(
         data,
         weights: arguments.weights.as_deref().map(existing).transpose()?,
         output: arguments.output.as_ref().map(absolute).transpose()?,
-    })
-}
-
-fn existing(path: &Path) -> anyhow::Result<PathBuf> {
-    path.canonicalize()
-        .with_context(|| format!("cannot use {}", path.display()))
-}
-
-/// A data set by the name under which it is granted: the first of `parts` that it has, all of it
-/// where it is not divided.
-fn source(name: &str, path: &Path, parts: &[&str]) -> anyhow::Result<DataSource> {
-    let path = existing(path)?;
-    let has = data::Dataset::parts(&path)?;
-    let part = parts
-        .iter()
-        .find(|part| has.iter().any(|known| known == *part));
-    if part.is_none() && !has.is_empty() {
-        bail!(
-            "{}: it has the parts {}, none of {}",
-            path.display(),
-            has.join(", "),
-            parts.join(", ")
-        );
-    }
-    Ok(DataSource {
-        name: name.to_owned(),
-        path,
-        part: part.map(|&part| part.to_owned()),
     })
 }
 

@@ -136,6 +136,10 @@ pub(crate) fn parameter_gradient(
 }
 
 /// scale·r·(dy − (dbias + x̂·dscale)/count).
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the operator's operands, one each"
+)]
 pub(crate) fn train_gradient(
     parallel: bool,
     shape: &[usize],

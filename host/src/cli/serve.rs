@@ -1,0 +1,66 @@
+//! `hangar serve`: the host with its HTTP API.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::folders::Folders;
+use crate::http::{self, Host};
+use crate::machine::Machine;
+use crate::output;
+use crate::tasks::{Settings, Tasks};
+use crate::worker::protocol::Limits;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The address to listen on.
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    listen: SocketAddr,
+    /// Tasks that may wait.
+    #[arg(long, default_value_t = 100)]
+    queue_size: usize,
+}
+
+pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    super::runtime()?.block_on(async {
+        let listener = http::bind(arguments.listen).await?;
+        let machine = Machine::look();
+        output::message(machine.table());
+        output::message(format_args!("plugins: {}", folders.plugins.display()));
+        output::message(format_args!("state:   {}", folders.state.display()));
+        let registry = super::registry(folders).await?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let tasks = Tasks::start(Settings {
+            state: folders.state.clone(),
+            allocator: machine.allocator.clone(),
+            devices: machine.facts(),
+            compile_cache: folders.compile_cache(),
+            planners: cores,
+            threads_per_worker: cores,
+            queue_size: arguments.queue_size,
+            limits: Limits::default(),
+        })?;
+        output::message(format_args!(
+            "listening on http://{}",
+            listener.local_addr()?
+        ));
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = async move {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        let host = Arc::new(Host {
+            machine,
+            registry,
+            tasks: tasks.clone(),
+        });
+        http::serve(listener, host, stop).await;
+        tasks.shutdown().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,243 @@
+//! Requests as clients send them, checked and turned into submissions.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::problem::Problem;
+use crate::inputs;
+use crate::plugins::Registry;
+use crate::tasks::task::{Submission, TaskKind};
+
+/// A training, with the members of the old service and the plugin's own in `params`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Training {
+    model: String,
+    train_path: PathBuf,
+    #[serde(default)]
+    val_path: Option<PathBuf>,
+    #[serde(default)]
+    save_path: Option<PathBuf>,
+    #[serde(default)]
+    name: Option<String>,
+    num_classes: Option<u64>,
+    batch_size: Option<u64>,
+    num_epochs: Option<u64>,
+    learning_rate: Option<f64>,
+    image_size: Option<u64>,
+    #[serde(default = "cuda")]
+    device: String,
+    #[serde(default)]
+    weight_path: Option<PathBuf>,
+    pretrained: Option<bool>,
+    shuffle: Option<bool>,
+    task_id: Option<String>,
+    #[serde(default = "training_priority")]
+    priority: u8,
+    description: Option<String>,
+    #[serde(default)]
+    params: Map<String, Value>,
+}
+
+/// An inference.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Inference {
+    /// The plugin's model; the old service's configuration file named it.
+    #[serde(alias = "cfg_path")]
+    model: String,
+    weight_path: PathBuf,
+    source_path: PathBuf,
+    #[serde(default)]
+    save_path: Option<PathBuf>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default = "cuda")]
+    device: String,
+    task_id: Option<String>,
+    #[serde(default = "inference_priority")]
+    priority: u8,
+    description: Option<String>,
+    #[serde(default)]
+    params: Map<String, Value>,
+}
+
+fn cuda() -> String {
+    "cuda".to_owned()
+}
+
+fn training_priority() -> u8 {
+    5
+}
+
+fn inference_priority() -> u8 {
+    3
+}
+
+impl Training {
+    pub(super) fn submission(self, registry: &Registry) -> Result<Submission, Problem> {
+        let mut params = self.params;
+        // The old members are parameters of the same meaning, where the plugin has them.
+        let old = [
+            ("epochs", self.num_epochs.map(Value::from)),
+            ("batch-size", self.batch_size.map(Value::from)),
+            ("learning-rate", self.learning_rate.map(Value::from)),
+            ("image-size", self.image_size.map(Value::from)),
+            ("classes", self.num_classes.map(Value::from)),
+            ("pretrained", self.pretrained.map(Value::from)),
+            ("shuffle", self.shuffle.map(Value::from)),
+        ];
+        let (plugin, model) = find(registry, &self.model)?;
+        if let Some(schema) = plugin.description.parameters.get("training") {
+            for (name, value) in old {
+                let other = name.replace('-', "_");
+                for name in [name, &other] {
+                    if let Some(value) = &value
+                        && schema.properties().contains_key(name)
+                    {
+                        params.entry(name).or_insert_with(|| value.clone());
+                    }
+                }
+            }
+        }
+        let mut data = vec![unusable(inputs::source(
+            "train",
+            &self.train_path,
+            &["train"],
+        ))?];
+        if let Some(path) = given(self.val_path) {
+            data.push(unusable(inputs::source(
+                "validation",
+                &path,
+                &["validation", "test"],
+            ))?);
+        }
+        common(Common {
+            kind: TaskKind::Training,
+            plugin,
+            model,
+            params,
+            device: self.device,
+            priority: self.priority,
+            data,
+            weights: given(self.weight_path),
+            save: folder(self.save_path, self.name)?,
+            id: self.task_id,
+            description: self.description,
+        })
+    }
+}
+
+impl Inference {
+    pub(super) fn submission(self, registry: &Registry) -> Result<Submission, Problem> {
+        let (plugin, model) = find(registry, &self.model)?;
+        let data = vec![unusable(inputs::source(
+            "input",
+            &self.source_path,
+            &["test", "validation"],
+        ))?];
+        common(Common {
+            kind: TaskKind::Inference,
+            plugin,
+            model,
+            params: self.params,
+            device: self.device,
+            priority: self.priority,
+            data,
+            weights: Some(self.weight_path),
+            save: folder(self.save_path, self.name)?,
+            id: self.task_id,
+            description: self.description,
+        })
+    }
+}
+
+/// What both kinds have.
+struct Common {
+    kind: TaskKind,
+    plugin: std::sync::Arc<crate::plugins::Plugin>,
+    model: String,
+    params: Map<String, Value>,
+    device: String,
+    priority: u8,
+    data: Vec<crate::tasks::task::DataSource>,
+    weights: Option<PathBuf>,
+    save: Option<PathBuf>,
+    id: Option<String>,
+    description: Option<String>,
+}
+
+fn common(c: Common) -> Result<Submission, Problem> {
+    if !(1..=10).contains(&c.priority) {
+        return Err(Problem::invalid(
+            "request.priority",
+            "`priority` lies between 1 (first) and 10",
+        ));
+    }
+    let parsed: Result<devices::Selector, _> = c.device.parse();
+    parsed.map_err(|error| Problem::invalid("device.invalid", error))?;
+    let kind = match c.kind {
+        TaskKind::Training => "training",
+        TaskKind::Inference => "inference",
+    };
+    let parameters = c.plugin.description.check(kind, &c.params);
+    Ok(Submission {
+        id: c.id,
+        kind: c.kind,
+        plugin: c.plugin.description.name.clone(),
+        plugin_hash: c.plugin.hash.clone(),
+        plugin_file: c.plugin.file.clone(),
+        model: c.model,
+        parameters: parameters.map_err(|error| Problem::invalid(error.code(), error))?,
+        device: Some(c.device),
+        priority: c.priority,
+        description: c.description,
+        data: c.data,
+        weights: c
+            .weights
+            .map(|path| unusable(inputs::existing(&path)))
+            .transpose()?,
+        output: c.save,
+    })
+}
+
+fn find(
+    registry: &Registry,
+    name: &str,
+) -> Result<(std::sync::Arc<crate::plugins::Plugin>, String), Problem> {
+    registry
+        .model(name)
+        .map_err(|error| Problem::invalid("model.unknown", error))
+}
+
+fn unusable<T>(result: anyhow::Result<T>) -> Result<T, Problem> {
+    result.map_err(|error| Problem::invalid("request.path", format!("{error:#}")))
+}
+
+/// The old service's clients send an empty path for none.
+fn given(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+fn folder(save: Option<PathBuf>, name: Option<String>) -> Result<Option<PathBuf>, Problem> {
+    let Some(save) = given(save) else {
+        return Ok(None);
+    };
+    let name = name.unwrap_or_default();
+    if Path::new(&name)
+        .components()
+        .any(|part| !matches!(part, std::path::Component::Normal(_)))
+    {
+        return Err(Problem::invalid(
+            "request.path",
+            "`name` is the name of a sub-folder",
+        ));
+    }
+    unusable(
+        std::path::absolute(save.join(name))
+            .map(Some)
+            .map_err(Into::into),
+    )
+}

@@ -1,0 +1,50 @@
+//! Event streams (`text/event-stream`), with replay from the start or from `Last-Event-ID`.
+
+use std::convert::Infallible;
+
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::Shared;
+use super::problem::Problem;
+
+/// A task's events until it ends.
+pub(super) async fn logs(
+    State(host): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    host.tasks.get(&id)?;
+    let last = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut after: u64 = last.unwrap_or(0);
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        loop {
+            let events = tokio::select! {
+                events = host.tasks.events(&id, after) => events,
+                () = sender.closed() => return,
+            };
+            let Ok(events) = events else { return };
+            if events.is_empty() {
+                return;
+            }
+            for event in events {
+                after = event.sequence;
+                let last = event.status.is_some();
+                let Ok(json) = serde_json::to_string(&event) else {
+                    return;
+                };
+                let sent = Event::default().id(after.to_string()).data(json);
+                if sender.send(Ok(sent)).await.is_err() || last {
+                    return;
+                }
+            }
+        }
+    });
+    Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default()))
+}
