@@ -1,5 +1,12 @@
 //! The CPU backend: any batch, any number of threads, exact memory, clear errors.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 use std::sync::atomic::AtomicBool;
 
 use compute::builder::Conv2d;

@@ -1,5 +1,12 @@
 //! Operators and training runs agree with PyTorch's results in float64 (tests/golden/README.md).
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

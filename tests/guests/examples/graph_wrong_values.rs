@@ -291,7 +291,7 @@ fn running(g: &Builder) -> Result<()> {
     )?;
     let plan = Plan::create(g, 2, &[])?;
     check(
-        plan.describe().contains("linear"),
+        plan.describe().contains("Matmul"),
         "the plan lists its operators",
     )?;
     let request = Request::new();

@@ -1,0 +1,640 @@
+//! The program from outside: the released binary, the plugins and the data of the demonstration.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
+}
+
+/// A state folder of a test's own, and its plugin folder.
+struct Home {
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    /// With the plugins of the demonstration.
+    fn new() -> Self {
+        let home = Self::empty();
+        for entry in std::fs::read_dir(root().join("dist/plugins")).unwrap() {
+            home.add(&entry.unwrap().path());
+        }
+        home
+    }
+
+    fn empty() -> Self {
+        let home = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        std::fs::create_dir(home.plugins()).unwrap();
+        home
+    }
+
+    fn plugins(&self) -> PathBuf {
+        self.folder.path().join("plugins")
+    }
+
+    fn add(&self, file: &Path) {
+        std::fs::copy(file, self.plugins().join(file.file_name().unwrap())).unwrap();
+    }
+
+    fn hangar(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hangar"));
+        command
+            .current_dir(root())
+            .env_remove("CUDA_VISIBLE_DEVICES");
+        command.arg("--plugins").arg(self.plugins());
+        command
+            .arg("--state")
+            .arg(self.folder.path().join("state"))
+            .args(arguments);
+        command
+    }
+
+    /// Runs a command that fails: what it says.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.hangar(arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn tasks(&self) -> Vec<Value> {
+        let output = self.hangar(&["--json", "tasks"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn json(output: &Output) -> Value {
+    let error = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {error}"))
+}
+
+/// The simulated machine: a folder for the library path, and a scenario.
+struct Machine {
+    folder: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new(scenario: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let library = Path::new(env!("CARGO_BIN_EXE_hangar")).with_file_name("libfakedriver.so");
+        std::os::unix::fs::symlink(library, folder.path().join("libnvidia-ml.so.1")).unwrap();
+        std::fs::write(folder.path().join("scenario.toml"), scenario).unwrap();
+        Self { folder }
+    }
+
+    fn on<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("LD_LIBRARY_PATH", self.folder.path()).env(
+            "HANGAR_FAKE_SCENARIO",
+            self.folder.path().join("scenario.toml"),
+        )
+    }
+
+    fn gpus(&self) -> Value {
+        json(
+            &self
+                .on(&mut Home::empty().hangar(&["--json", "gpus"]))
+                .output()
+                .unwrap(),
+        )
+    }
+}
+
+#[test]
+fn gpus_are_listed_in_bus_order_with_what_they_tell() {
+    for count in [0, 1, 16] {
+        let scenario = "[[gpu]]\nprofile = \"a100\"\n".repeat(count);
+        let gpus = Machine::new(&scenario).gpus();
+        assert_eq!(gpus["gpus"].as_array().unwrap().len(), count);
+        assert_eq!(gpus["nvml_error"], Value::Null);
+    }
+    let machine = Machine::new(
+        "[[gpu]]\nprofile = \"h100\"\nbus = 0x64\n\
+         [[gpu]]\nprofile = \"rtx3090\"\nbus = 0x53\ntemperature = 71\nused_mib = 1000\n\
+         [[gpu]]\nprofile = \"t4\"\nbus = 0x75\nlost = true",
+    );
+    let gpus = machine.gpus()["gpus"].clone();
+    assert_eq!(gpus[0]["name"], "NVIDIA GeForce RTX 3090");
+    assert_eq!(gpus[0]["temperature_celsius"], 71);
+    assert_eq!(gpus[0]["memory_free_bytes"], (24576u64 - 450 - 1000) << 20);
+    assert_eq!(gpus[1]["compute_capability"], "9.0");
+    assert!(gpus[2]["error"].as_str().unwrap().contains("GPU"), "{gpus}");
+    assert_eq!(gpus[2]["temperature_celsius"], Value::Null);
+    let table = machine
+        .on(&mut Home::empty().hangar(&["gpus"]))
+        .output()
+        .unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        table.contains("NVIDIA H100 80GB HBM3") && table.contains("no CUDA backend"),
+        "{table}"
+    );
+    let mut command = Home::empty().hangar(&["--json", "gpus"]);
+    let filtered = machine
+        .on(&mut command)
+        .env("CUDA_VISIBLE_DEVICES", "1")
+        .output()
+        .unwrap();
+    assert_eq!(json(&filtered)["gpus"][0]["name"], "NVIDIA H100 80GB HBM3");
+}
+
+#[test]
+fn a_missing_failing_or_hanging_nvml_is_a_state() {
+    let absent = Home::empty().hangar(&["--json", "gpus"]).output().unwrap();
+    assert!(
+        json(&absent)["nvml_error"]
+            .as_str()
+            .unwrap()
+            .contains("libnvidia-ml.so.1")
+    );
+    let with = |fault: &str| {
+        Machine::new(&format!("[[gpu]]\nprofile = \"t4\"\n[[fault]]\n{fault}")).gpus()
+    };
+    let gpus = with("function = \"nvmlDeviceGetTemperature\"\ncode = 13");
+    assert_eq!(gpus["gpus"][0]["temperature_celsius"], Value::Null);
+    assert_eq!(gpus["gpus"][0]["power_watts"], 33.51);
+    let gpus = with("function = \"nvmlInit_v2\"\ncode = 9");
+    assert!(
+        gpus["nvml_error"]
+            .as_str()
+            .unwrap()
+            .contains("does not start"),
+        "{gpus}"
+    );
+    let gpus = with("function = \"nvmlDeviceGetCount_v2\"\nhang = true");
+    assert!(
+        gpus["nvml_error"]
+            .as_str()
+            .unwrap()
+            .contains("has not answered"),
+        "{gpus}"
+    );
+}
+
+#[test]
+fn digits_are_learned_recorded_and_recognised() {
+    let home = Home::new();
+    let results = home.folder.path().join("results");
+    let machine = Machine::new("[[gpu]]\nprofile = \"rtx3090\"");
+    let train = [
+        "--json",
+        "run",
+        "digits",
+        "train",
+        "--data",
+        "tests/data/mnist10k",
+        "--device",
+        "cuda",
+        "--param",
+        "epochs=1",
+        "--output",
+    ];
+    let output = machine
+        .on(home.hangar(&train).arg(&results))
+        .output()
+        .unwrap();
+    let record = json(&output);
+    assert_eq!(record["state"], "completed", "{record}");
+    assert_eq!(record["device"], "cpu");
+    assert!(
+        record["fallback_reason"]
+            .as_str()
+            .unwrap()
+            .contains("no CUDA backend"),
+        "{record}"
+    );
+    assert!(
+        record["latest_metrics"]["val_acc"].as_f64().unwrap() > 85.0,
+        "{record}"
+    );
+    let weights = data_weights(&results.join("best.safetensors"));
+    assert!(weights.contains("\"9\""), "{weights}");
+    let infer = [
+        "--json",
+        "run",
+        "digits",
+        "infer",
+        "--data",
+        "tests/data/mnist10k",
+        "--weights",
+    ];
+    let record = json(
+        &home
+            .hangar(&infer)
+            .arg(results.join("best.safetensors"))
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(record["state"], "completed", "{record}");
+    assert_eq!(home.tasks().len(), 2);
+    let gpu = [
+        "run",
+        "digits",
+        "train",
+        "--data",
+        "tests/data/mnist10k",
+        "--device",
+        "cuda:0",
+    ];
+    let refused = machine.on(&mut home.hangar(&gpu)).output().unwrap();
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no CUDA backend"));
+}
+
+/// The class names in a checkpoint's header.
+fn data_weights(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    format!("{:?}", header.metadata()).replace('\\', "")
+}
+
+#[test]
+fn spoken_digits_begin_to_be_learned() {
+    let home = Home::new();
+    let train = [
+        "--json",
+        "run",
+        "spoken-digits",
+        "train",
+        "--data",
+        "tests/data/spoken-digits",
+        "--param",
+        "epochs=1",
+    ];
+    let record = json(&home.hangar(&train).output().unwrap());
+    assert_eq!(record["state"], "completed", "{record}");
+    assert!(
+        record["latest_metrics"]["train_loss"].as_f64().unwrap() < 2.6,
+        "{record}"
+    );
+}
+
+#[test]
+fn bad_input_gets_one_clear_error() {
+    let home = Home::new();
+    let train = |more: &[&'static str]| {
+        let base = ["run", "digits", "train", "--data", "tests/data/mnist10k"];
+        home.refused(&[&base[..], more].concat())
+    };
+    assert!(train(&["--device", "cuda:9"]).contains("the devices are `cpu`"));
+    assert!(train(&["--device", "foo"]).contains("`foo` is not a device"));
+    assert!(train(&["--param", "epochz=3"]).contains("its parameters are epochs"));
+    assert!(train(&["--param", "epochs=none"]).contains("`epochs`"));
+    assert!(train(&["--model", "vit"]).contains("it has cnn"));
+    let missing = home.refused(&["run", "digits", "train", "--data", "/nowhere"]);
+    assert!(missing.contains("/nowhere"), "{missing}");
+    let unknown = home.refused(&["run", "letters", "train", "--data", "."]);
+    assert!(unknown.contains("digits, spoken-digits"), "{unknown}");
+    assert!(home.tasks().is_empty(), "nothing was left behind");
+    let sounds = home.folder.path().join("sounds");
+    std::fs::create_dir(&sounds).unwrap();
+    let bytes = std::fs::read(root().join("tests/data/spoken-digits/test/0_george_0.wav")).unwrap();
+    std::fs::write(sounds.join("0_cut.wav"), &bytes[..bytes.len() / 2]).unwrap();
+    let cut = home.refused(&[
+        "run",
+        "spoken-digits",
+        "train",
+        "--data",
+        sounds.to_str().unwrap(),
+    ]);
+    assert!(
+        cut.contains("0_cut.wav") && cut.contains("truncated"),
+        "{cut}"
+    );
+    home.add(&root().join("Cargo.toml"));
+    std::fs::write(home.plugins().join("bad.wasm"), b"not wasm").unwrap();
+    assert!(home.refused(&["plugins"]).contains("bad.wasm"));
+}
+
+#[test]
+fn a_plugin_that_misbehaves_ends_alone() {
+    let guests = root().join("tests/guests/target/wasm32-wasip2/release/examples");
+    let wav = "tests/data/spoken-digits/test/0_george_0.wav";
+    for (guest, code) in [
+        ("run_panics", "plugin.trap"),
+        ("run_recurses", "plugin.trap"),
+        ("run_allocates", "plugin.memory"),
+        ("run_huge_list", "plugin.memory"),
+        ("run_floods_handles", "plugin.failed"),
+        ("run_spins", "plugin.time"),
+        ("run_floods_log", ""),
+        ("data_ungranted", ""),
+        ("devices_drops_lease", ""),
+        ("devices_unknown", ""),
+        ("storage_traversal", ""),
+        ("graph_wrong_values", ""),
+    ] {
+        let home = Home::empty();
+        home.add(&guests.join(format!("{guest}.wasm")));
+        let plugins = json(&home.hangar(&["--json", "plugins"]).output().unwrap());
+        let name = plugins[0]["plugin"]["description"]["name"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let record = json(
+            &home
+                .hangar(&["--json", "run", &name, "train", "--data", wav])
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(
+            record["error_code"].as_str().unwrap_or(""),
+            code,
+            "{guest}: {record}"
+        );
+    }
+    for guest in ["describe_bad_json", "describe_spins"] {
+        let home = Home::new();
+        home.add(&guests.join(format!("{guest}.wasm")));
+        let output = home.hangar(&["plugins"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stderr).contains(guest));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("digits 0.1.0"));
+    }
+}
+
+/// A host that serves, ended with the test.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(home: &Home) -> Self {
+        let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut text = String::new();
+        let mut stderr = child.stderr.take().unwrap();
+        let mut byte = [0];
+        let address = loop {
+            assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{text}");
+            text.push(byte[0] as char);
+            let line = text.split("listening on http://").nth(1);
+            if let Some(address) = line.and_then(|line| line.strip_suffix('\n')) {
+                break address.to_owned();
+            }
+        };
+        Self { child, address }
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let length = body.len();
+        write!(socket, "{method} {path} HTTP/1.0\r\nHost: hangar\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), body.to_owned())
+    }
+
+    fn call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let (status, text) = self.send(method, path, &body.to_string());
+        (
+            status,
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")),
+        )
+    }
+
+    fn wait(&self, id: &str, wanted: &[&str]) -> Value {
+        let start = Instant::now();
+        loop {
+            let (_, task) = self.call("GET", &format!("/api/v2/tasks/{id}"), &Value::Null);
+            if wanted.iter().any(|state| task["status"] == *state) {
+                return task;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{task}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn training(id: &str, epochs: u64) -> Value {
+    json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "num_epochs": epochs, "task_id": id })
+}
+
+#[test]
+fn the_api_trains_streams_cancels_refuses_and_survives() {
+    let home = Home::new();
+    let server = Server::start(&home);
+    let (status, health) = server.call("GET", "/api/v1/health", &Value::Null);
+    assert_eq!((status, &health["status"]), (200, &json!("healthy")));
+    let (status, gpus) = server.call("GET", "/api/v2/resources/gpu", &Value::Null);
+    assert_eq!(
+        (status, &gpus["available"], &gpus["count"]),
+        (200, &json!(false), &json!(0))
+    );
+    for path in [
+        "/",
+        "/api/v1/info",
+        "/api/v2/resources",
+        "/api/v2/resources/cpu",
+        "/api/v2/plugins",
+    ] {
+        assert_eq!(server.call("GET", path, &Value::Null).0, 200, "{path}");
+    }
+
+    let (status, task) = server.call("POST", "/api/v2/training/start", &training("one", 1));
+    assert_eq!((status, &task["task_id"]), (200, &json!("one")), "{task}");
+    assert_eq!(
+        server
+            .call("POST", "/api/v2/training/start", &training("one", 1))
+            .0,
+        409
+    );
+    assert_eq!(
+        server.call("DELETE", "/api/v2/tasks/one", &Value::Null).0,
+        409
+    );
+    let (_, stream) = server.send("GET", "/api/v2/training/one/logs", "");
+    assert!(
+        stream.contains("val_acc") && stream.contains("\"status\":\"completed\""),
+        "{stream}"
+    );
+    let (_, again) = server.send("GET", "/api/v2/tasks/one/logs", "");
+    assert_eq!(stream, again, "a stream replays");
+    let task = server.wait("one", &["completed"]);
+    assert_eq!(
+        (&task["device"], &task["current_epoch"]),
+        (&json!("cpu"), &json!(1))
+    );
+
+    for (body, code) in [
+        (
+            json!({ "model": "nope", "train_path": "." }),
+            "model.unknown",
+        ),
+        (
+            json!({ "model": "cnn", "train_path": "/nowhere" }),
+            "request.path",
+        ),
+        (
+            json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "device": "cuda:9" }),
+            "device.unknown",
+        ),
+        (
+            json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "device": "cuda:abc" }),
+            "device.invalid",
+        ),
+        (
+            json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "priority": 11 }),
+            "request.priority",
+        ),
+        (
+            json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "bogus": 1 }),
+            "request.member",
+        ),
+        (
+            json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "params": { "epochz": 1 } }),
+            "parameter.unknown",
+        ),
+        (
+            json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "task_id": "../x" }),
+            "task.id",
+        ),
+    ] {
+        let (status, problem) = server.call("POST", "/api/v2/training/start", &body);
+        assert_eq!(
+            (status, problem["code"].as_str()),
+            (422, Some(code)),
+            "{problem}"
+        );
+    }
+    assert_eq!(server.send("POST", "/api/v2/training/start", "{").0, 400);
+    assert_eq!(
+        server.call("GET", "/api/v2/tasks/none", &Value::Null).0,
+        404
+    );
+    assert_eq!(server.call("GET", "/nowhere", &Value::Null).0, 404);
+    assert_eq!(server.call("POST", "/api/v1/health", &Value::Null).0, 405);
+    let (_, list) = server.call("GET", "/api/v2/tasks", &Value::Null);
+    assert_eq!(
+        (&list["total_training"], &list["total_inference"]),
+        (&json!(1), &json!(0))
+    );
+
+    // With a limit of one the second training waits and says why; cancelling works in both states.
+    let limit = json!({ "max_concurrent": { "cpu": { "training": 1 } } });
+    let (status, config) = server.call("POST", "/api/v2/resources/config", &limit);
+    assert_eq!(
+        (status, &config["current_config"]["max_concurrent"]["cpu"]),
+        (200, &json!({ "training": 1, "inference": 4 }))
+    );
+    server.call("POST", "/api/v2/training/start", &training("long", 1000));
+    server.wait("long", &["running"]);
+    server.call("POST", "/api/v2/training/start", &training("second", 1000));
+    let start = Instant::now();
+    while !server.call("GET", "/api/v2/tasks/second", &Value::Null).1["waiting_reason"].is_string()
+    {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(
+        server
+            .call("POST", "/api/v2/tasks/second/cancel", &Value::Null)
+            .0,
+        200
+    );
+    server.wait("second", &["cancelled"]);
+    let (_, resources) = server.call("GET", "/api/v2/resources", &Value::Null);
+    assert_eq!(
+        resources["device_usage"]["cpu"],
+        json!({ "training": 1, "inference": 0 })
+    );
+    let cancelled = Instant::now();
+    assert_eq!(
+        server
+            .call("POST", "/api/v2/training/long/stop", &Value::Null)
+            .0,
+        200
+    );
+    server.wait("long", &["cancelled"]);
+    assert!(cancelled.elapsed() < Duration::from_secs(5));
+    assert_eq!(
+        server
+            .call("POST", "/api/v2/tasks/long/cancel", &Value::Null)
+            .0,
+        409
+    );
+    assert_eq!(
+        server.call("DELETE", "/api/v2/tasks/long", &Value::Null).0,
+        200
+    );
+    assert_eq!(
+        server.call("GET", "/api/v2/tasks/long", &Value::Null).0,
+        404
+    );
+
+    // A killed worker fails its task with the signal; its device is free again.
+    server.call("POST", "/api/v2/training/start", &training("killed", 1000));
+    server.wait("killed", &["running"]);
+    let worker = children(server.child.id())[0];
+    assert!(
+        Command::new("kill")
+            .args(["-9", &worker.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let task = server.wait("killed", &["failed"]);
+    assert_eq!(task["error_code"], "worker.died");
+    assert!(
+        task["message"].as_str().unwrap().contains("signal 9"),
+        "{task}"
+    );
+    let (_, resources) = server.call("GET", "/api/v2/resources", &Value::Null);
+    assert_eq!(resources["device_usage"]["cpu"]["training"], 0);
+
+    // A killed supervisor: its worker ends within 2 s, and its task is interrupted.
+    server.call("POST", "/api/v2/training/start", &training("orphan", 1000));
+    server.wait("orphan", &["running"]);
+    let worker = children(server.child.id())[0];
+    let port_in_use = home.refused(&["serve", "--listen", &server.address]);
+    assert!(port_in_use.contains("cannot listen on"), "{port_in_use}");
+    drop(server);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(
+        !Path::new(&format!("/proc/{worker}")).exists(),
+        "the worker lives on"
+    );
+    let server = Server::start(&home);
+    assert_eq!(
+        server.wait("orphan", &["interrupted"])["status"],
+        "interrupted"
+    );
+    assert_eq!(server.wait("one", &["completed"])["progress"], 100.0);
+}
+
+/// The processes started by one.
+fn children(parent: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let numbers = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let of_parent = |id: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        after.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    numbers.filter(of_parent).collect()
+}
