@@ -280,10 +280,11 @@ impl Scanner {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if name.ends_with(".wasm") && !name.starts_with('.') {
-                if let Some(look) = look(&entry.path()) {
-                    found.insert(name, look);
-                }
+            if name.ends_with(".wasm")
+                && !name.starts_with('.')
+                && let Some(look) = look(&entry.path())
+            {
+                found.insert(name, look);
             }
         }
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);

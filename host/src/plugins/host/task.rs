@@ -45,8 +45,11 @@ impl task::Host for State {
         }
         self.told_progress = Some(now);
         self.tell(FromWorker::Progress {
-            // `max` gives 0 for not-a-number.
-            fraction: fraction.max(0.0).min(1.0),
+            fraction: if fraction.is_nan() {
+                0.0
+            } else {
+                fraction.clamp(0.0, 1.0)
+            },
             message: line(&message),
         });
         Ok(())
