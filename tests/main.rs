@@ -372,6 +372,41 @@ fn a_plugin_that_misbehaves_ends_alone() {
     }
 }
 
+#[test]
+fn a_new_project_builds_and_its_plugin_loads() {
+    let home = Home::empty();
+    let work = home.folder.path();
+    let made = home
+        .hangar(&["new", "my-plugin"])
+        .current_dir(work)
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    let again = home
+        .hangar(&["new", "my-plugin"])
+        .current_dir(work)
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&again.stderr).contains("cannot make the folder my-plugin"));
+    assert!(home.refused(&["new", "../x"]).contains("is no plugin name"));
+    let mut cargo = Command::new(env!("CARGO"));
+    let project = work.join("my-plugin");
+    cargo
+        .current_dir(&project)
+        .args(["build", "--release", "--target", "wasm32-wasip2"]);
+    assert!(cargo.status().unwrap().success());
+    home.add(&project.join("target/wasm32-wasip2/release/my_plugin.wasm"));
+    let listed = home.hangar(&["plugins"]).output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&listed.stdout).contains("my-plugin"),
+        "{listed:?}"
+    );
+}
+
 /// A host that serves, ended with the test.
 struct Server {
     child: Child,

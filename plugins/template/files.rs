@@ -1,5 +1,5 @@
 /// The project that `hangar new NAME` writes: `(path, content)`, with `{{name}}` where the name goes.
-pub const FILES: &[(&str, &str)] = &[
+const FILES: &[(&str, &str)] = &[
     ("Cargo.toml", include_str!("Cargo.toml.template")),
     ("src/lib.rs", include_str!("lib.rs.template")),
     ("README.md", include_str!("README.md.template")),

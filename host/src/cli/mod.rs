@@ -1,6 +1,7 @@
 //! The command line.
 
 mod folders;
+mod new;
 mod run;
 mod serve;
 
@@ -44,6 +45,11 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         limit: usize,
     },
+    /// Writes a plugin project that builds.
+    New {
+        /// The plugin's name, and the folder's.
+        name: String,
+    },
     /// Runs one task of a plugin to its end, without a server.
     Run(run::Arguments),
     /// Runs the task that the host sends (used by the host itself).
@@ -66,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => {
             Folders::new(&cli.folders).and_then(|folders| serve::serve(&folders, &arguments))
         }
+        Command::New { name } => new::new(&name),
         Command::Gpus => gpus(cli.json),
         Command::Plugins => Folders::new(&cli.folders).and_then(|folders| list(&folders, cli.json)),
         Command::Tasks { limit } => {
