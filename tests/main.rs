@@ -407,6 +407,37 @@ fn a_new_project_builds_and_its_plugin_loads() {
     );
 }
 
+#[test]
+fn the_first_plugins_of_the_contract_still_link_and_run() {
+    let home = Home::empty();
+    for file in ["digits.wasm", "spoken_digits.wasm"] {
+        home.add(&root().join("tests/fixtures/plugins-0.1.0").join(file));
+    }
+    let results = home.folder.path().join("results");
+    for (plugin, data, epochs) in [
+        ("digits", "tests/data/mnist10k", "epochs=1"),
+        ("spoken-digits", "tests/data/spoken-digits", "epochs=1"),
+    ] {
+        let train = [
+            "--json", "run", plugin, "train", "--data", data, "--param", epochs, "--output",
+        ];
+        let record = json(&home.hangar(&train).arg(&results).output().unwrap());
+        assert_eq!(record["state"], "completed", "{record}");
+        let infer = [
+            "--json",
+            "run",
+            plugin,
+            "infer",
+            "--data",
+            data,
+            "--weights",
+        ];
+        let weights = results.join("last.safetensors");
+        let record = json(&home.hangar(&infer).arg(weights).output().unwrap());
+        assert_eq!(record["state"], "completed", "{record}");
+    }
+}
+
 /// A host that serves, ended with the test.
 struct Server {
     child: Child,
@@ -421,6 +452,19 @@ impl Drop for Server {
 }
 
 impl Server {
+    /// Ends the host as an operator does.
+    fn stop(mut self) {
+        let id = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-15", &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert!(self.child.wait().unwrap().success());
+    }
+
     fn start(home: &Home) -> Self {
         let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -522,6 +566,20 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
         (&json!("cpu"), &json!(1))
     );
 
+    let infer = json!({
+        "model": "digits", "source_path": "tests/data/mnist10k", "task_id": "seen",
+        "weight_path": Path::new(task["output"].as_str().unwrap()).join("best.safetensors"),
+    });
+    assert_eq!(
+        server.call("POST", "/api/v2/inference/start", &infer).0,
+        200
+    );
+    let seen = server.wait("seen", &["completed", "failed"]);
+    assert!(
+        seen["latest_metrics"]["accuracy"].as_f64().unwrap() > 85.0,
+        "{seen}"
+    );
+
     for (body, code) in [
         (
             json!({ "model": "nope", "train_path": "." }),
@@ -573,7 +631,7 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
     let (_, list) = server.call("GET", "/api/v2/tasks", &Value::Null);
     assert_eq!(
         (&list["total_training"], &list["total_inference"]),
-        (&json!(1), &json!(0))
+        (&json!(1), &json!(1))
     );
 
     // With a limit of one the second training waits and says why; cancelling works in both states.
@@ -628,6 +686,29 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
         404
     );
 
+    // A plugin that ignores the cancel is killed.
+    let guests = root().join("tests/guests/target/wasm32-wasip2/release/examples");
+    home.add(&guests.join("run_ignores_cancel.wasm"));
+    let stubborn = json!({ "model": "run-ignores-cancel", "train_path": "tests/data/mnist10k", "task_id": "stubborn" });
+    let start = Instant::now();
+    while server.call("POST", "/api/v2/training/start", &stubborn).0 != 200 {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "the plugin is not loaded"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    server.wait("stubborn", &["running"]);
+    let cancelled = Instant::now();
+    assert_eq!(
+        server
+            .call("POST", "/api/v2/tasks/stubborn/cancel", &Value::Null)
+            .0,
+        200
+    );
+    server.wait("stubborn", &["cancelled"]);
+    assert!(cancelled.elapsed() < Duration::from_secs(5));
+
     // A killed worker fails its task with the signal; its device is free again.
     server.call("POST", "/api/v2/training/start", &training("killed", 1000));
     server.wait("killed", &["running"]);
@@ -652,6 +733,10 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
     server.call("POST", "/api/v2/training/start", &training("orphan", 1000));
     server.wait("orphan", &["running"]);
     let worker = children(server.child.id())[0];
+    let in_use = home.refused(&["serve", "--listen", "127.0.0.1:0"]);
+    assert!(in_use.contains("in use by another host"), "{in_use}");
+    let beside = home.refused(&["run", "digits", "train", "--data", "tests/data/mnist10k"]);
+    assert!(beside.contains("in use by a server"), "{beside}");
     let port_in_use = home.refused(&["serve", "--listen", &server.address]);
     assert!(port_in_use.contains("cannot listen on"), "{port_in_use}");
     drop(server);
@@ -666,6 +751,59 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
         "interrupted"
     );
     assert_eq!(server.wait("one", &["completed"])["progress"], 100.0);
+
+    // A host that is told to end marks what runs as interrupted, and keeps what waits.
+    let limit = json!({ "max_concurrent": { "cpu": { "training": 1 } } });
+    server.call("POST", "/api/v2/resources/config", &limit);
+    server.call("POST", "/api/v2/training/start", &training("runs", 1000));
+    server.wait("runs", &["running"]);
+    server.call("POST", "/api/v2/training/start", &training("waits", 1));
+    server.stop();
+    let server = Server::start(&home);
+    assert_eq!(
+        server.wait("runs", &["interrupted"])["status"],
+        "interrupted"
+    );
+    server.wait("waits", &["completed"]);
+}
+
+/// How often a long test repeats: `few` times, or `many` where `cargo xtask test --full` asks.
+fn repeat(few: usize, many: usize) -> usize {
+    if std::env::var_os("HANGAR_TESTS").is_some_and(|value| value == "full") {
+        many
+    } else {
+        few
+    }
+}
+
+#[test]
+fn killed_workers_never_keep_their_lease() {
+    let home = Home::new();
+    let server = Server::start(&home);
+    for round in 0..repeat(5, 2000) {
+        let id = format!("killed-{round}");
+        server.call("POST", "/api/v2/training/start", &training(&id, 1000));
+        // At every stage of a worker's life: as it starts, plans, waits, computes.
+        let start = Instant::now();
+        let delay = Duration::from_millis(round as u64 * 37 % 400);
+        while children(server.child.id()).is_empty() || start.elapsed() < delay {
+            std::thread::sleep(Duration::from_millis(2));
+            assert!(start.elapsed() < Duration::from_secs(20), "no worker");
+        }
+        for worker in children(server.child.id()) {
+            let _gone = Command::new("kill")
+                .args(["-9", &worker.to_string()])
+                .status()
+                .unwrap();
+        }
+        let task = server.wait(&id, &["failed"]);
+        assert_eq!(task["error_code"], "worker.died", "{task}");
+        let (_, resources) = server.call("GET", "/api/v2/resources", &Value::Null);
+        assert_eq!(
+            resources["device_usage"]["cpu"],
+            json!({ "training": 0, "inference": 0 })
+        );
+    }
 }
 
 /// The processes started by one.

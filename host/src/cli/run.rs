@@ -13,6 +13,7 @@ use super::folders::Folders;
 use crate::inputs::{existing, source};
 use crate::machine::Machine;
 use crate::output;
+use crate::tasks::lock::Role;
 use crate::tasks::store::Event;
 use crate::tasks::task::{Submission, TaskKind, TaskRecord, TaskState};
 use crate::tasks::{Settings, Tasks};
@@ -86,6 +87,7 @@ pub(super) fn run(folders: &Folders, arguments: Arguments, json: bool) -> anyhow
         let machine = Machine::look();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let tasks = Tasks::start(Settings {
+            role: Role::Single,
             state: folders.state.clone(),
             allocator: machine.allocator.clone(),
             devices: machine.facts(),

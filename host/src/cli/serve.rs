@@ -11,6 +11,7 @@ use super::folders::Folders;
 use crate::http::{self, Host};
 use crate::machine::Machine;
 use crate::output;
+use crate::tasks::lock::Role;
 use crate::tasks::{Settings, Tasks};
 use crate::worker::protocol::Limits;
 
@@ -34,6 +35,7 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
         let registry = super::registry(folders).await?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let tasks = Tasks::start(Settings {
+            role: Role::Server,
             state: folders.state.clone(),
             allocator: machine.allocator.clone(),
             devices: machine.facts(),

@@ -2,6 +2,7 @@
 //! in a worker.
 
 pub mod error;
+pub mod lock;
 pub mod store;
 mod supervisor;
 pub mod task;
@@ -15,12 +16,15 @@ use devices::{Allocator, Kind, Selector};
 use tokio::sync::{Notify, watch};
 
 use self::error::TaskError;
+use self::lock::{Hold, Role};
 use self::store::{Event, Store, TaskFilter};
 use self::task::{Submission, TaskKind, TaskRecord, TaskState};
 use crate::worker::protocol::{DeviceFacts, Limits};
 
 /// What tasks need of the host.
 pub struct Settings {
+    /// Whether the host runs every task, or its own alone.
+    pub role: Role,
     /// The folder of the database and of tasks' own results; it exists.
     pub state: PathBuf,
     /// The devices.
@@ -48,6 +52,8 @@ pub struct Tasks {
 struct Inner {
     settings: Settings,
     store: Store,
+    /// The state folder is this host's as long as it runs.
+    hold: Hold,
     live: Mutex<Live>,
     /// Looks at the queue again.
     wake: Notify,
@@ -96,12 +102,15 @@ impl From<TaskKind> for Kind {
 
 impl Tasks {
     /// Opens the store and begins to run what is submitted. What ran when the last host ended
-    /// becomes interrupted, what waited is queued again. Errors: where the store cannot be opened.
+    /// becomes interrupted; what waited is queued again by a server. Errors: where the store cannot
+    /// be opened or the state folder is in use.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
+        let (hold, alone) = lock::take(&settings.state, settings.role)?;
         let store = Store::open(&settings.state.join("tasks.sqlite"))?;
         let inner = Arc::new(Inner {
             settings,
             store,
+            hold: hold,
             live: Mutex::default(),
             wake: Notify::new(),
             changes: watch::channel(0).0,
@@ -112,7 +121,12 @@ impl Tasks {
                 inner.changed();
             }
         });
-        inner.recover()?;
+        if alone {
+            inner.recover()?;
+        }
+        if inner.settings.role == Role::Single {
+            inner.hold.share(&inner.settings.state)?;
+        }
         let scheduled = Arc::clone(&inner);
         tokio::spawn(async move { scheduled.schedule().await });
         Ok(Self { inner })
@@ -316,7 +330,7 @@ impl Inner {
             if record.state == TaskState::Running {
                 let message = "the host ended while the task ran";
                 self.end(&mut record, TaskState::Interrupted, message, None);
-            } else {
+            } else if self.settings.role == Role::Server {
                 let mut live = self.live();
                 self.enqueue(&mut live, &mut record)?;
             }

@@ -36,7 +36,8 @@ fn failed(code: &str, message: impl Into<String>) -> End {
     }
 }
 
-/// Runs a task to its end, and records it.
+/// Runs a task to its end, and records it. One that has not begun to compute when the host ends
+/// stays queued.
 pub(super) async fn run(inner: &Arc<Inner>, id: &str, told: watch::Receiver<bool>) {
     let Ok(mut record) = inner.store.get(id) else {
         return;
@@ -45,6 +46,9 @@ pub(super) async fn run(inner: &Arc<Inner>, id: &str, told: watch::Receiver<bool
         Ok(end) => end,
         Err(error) => failed("worker.failed", format!("{error:#}")),
     };
+    if end.state == TaskState::Interrupted && record.state == TaskState::Queued {
+        return;
+    }
     inner.end(&mut record, end.state, &end.message, end.code);
 }
 
