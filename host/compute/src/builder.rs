@@ -590,6 +590,10 @@ impl Builder {
                 .at(running));
             }
         }
+        if running_mean == running_variance {
+            let why = format!("{name}: the running mean and variance are one buffer");
+            return Err(Error::attribute(why).at(running_variance));
+        }
         let typed = (DType::F32, self.node(x).shape.clone());
         let statistics = self.push(
             Op::BatchStatistics { epsilon },

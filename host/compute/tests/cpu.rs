@@ -329,3 +329,17 @@ fn gradients_match_differences_where_there_is_no_reference() {
         b.matmul(x, t).unwrap()
     });
 }
+
+#[test]
+fn running_statistics_are_two_buffers() {
+    let mut b = Builder::new();
+    let x = b
+        .input("x", DType::F32, &[Dim::Batch(1), Dim::Fixed(3)])
+        .unwrap();
+    let scale = b.parameter("scale", &[3], "ones", 0).unwrap();
+    let running = b.buffer("running", &[3], "zeros").unwrap();
+    let error = b
+        .batch_norm_train(x, scale, scale, running, running, 0.1, 1e-5)
+        .unwrap_err();
+    assert!(error.to_string().contains("one buffer"), "{error}");
+}

@@ -112,15 +112,9 @@ fn describe(device: &Device<'_>) -> Found {
                 .ok()
                 .map(|milliwatts| f64::from(milliwatts) / 1e3),
             utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
-            ..silent(String::new(), String::new())
-        }
-        .with_error(error),
-    }
-}
-
-impl Gpu {
-    fn with_error(self, error: Option<String>) -> Self {
-        Self { error, ..self }
+            error,
+            index: 0,
+        },
     }
 }
 

@@ -110,7 +110,7 @@ impl Tasks {
         let inner = Arc::new(Inner {
             settings,
             store,
-            hold: hold,
+            hold,
             live: Mutex::default(),
             wake: Notify::new(),
             changes: watch::channel(0).0,

@@ -12,6 +12,7 @@ mod norm;
 mod optimizer;
 mod pool;
 mod reduce;
+mod run;
 mod session;
 mod signal;
 mod softmax;

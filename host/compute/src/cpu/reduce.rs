@@ -38,10 +38,9 @@ pub(crate) fn reduce(
 ) {
     let split = Split::new(shape, axes);
     match kind {
-        Reduction::Sum => fold(parallel, x, &split, out, 0.0, |sum, x| sum + f64::from(x)),
+        Reduction::Sum => fold(parallel, x, &split, out, 0.0, |sum, x| sum + x),
         // NaN wins, as in PyTorch.
         Reduction::Max => fold(parallel, x, &split, out, f64::NEG_INFINITY, |largest, x| {
-            let x = f64::from(x);
             if x > largest || x.is_nan() {
                 x
             } else {
@@ -51,13 +50,14 @@ pub(crate) fn reduce(
     }
 }
 
+/// `f` is associative, and `start` its neutral element.
 fn fold(
     parallel: bool,
     x: &[f32],
     split: &Split,
     out: &mut [f32],
     start: f64,
-    f: impl Fn(f64, f32) -> f64 + Sync + Send,
+    f: impl Fn(f64, f64) -> f64 + Sync + Send,
 ) {
     let ([kept_stride], [stride]) = (split.kept.inner(), split.reduced.inner());
     let count = split.reduced.len();
@@ -76,7 +76,7 @@ fn fold(
                         totals
                             .iter_mut()
                             .zip(row)
-                            .for_each(|(total, &x)| *total = f(*total, x));
+                            .for_each(|(total, &x)| *total = f(*total, f64::from(x)));
                     }
                     return;
                 }
@@ -90,20 +90,21 @@ fn fold(
                             lanes
                                 .iter_mut()
                                 .zip(eight)
-                                .for_each(|(lane, &x)| *lane = f(*lane, x));
+                                .for_each(|(lane, &x)| *lane = f(*lane, f64::from(x)));
                         }
                         let rest = eights.remainder();
                         lanes
                             .iter_mut()
                             .zip(rest)
-                            .for_each(|(lane, &x)| *lane = f(*lane, x));
+                            .for_each(|(lane, &x)| *lane = f(*lane, f64::from(x)));
                     } else {
                         for step in 0..run {
-                            lanes[step % 8] = f(lanes[step % 8], x[from + step * stride]);
+                            lanes[step % 8] =
+                                f(lanes[step % 8], f64::from(x[from + step * stride]));
                         }
                     }
                     for lane in lanes {
-                        *total = combine(start, *total, lane);
+                        *total = f(*total, lane);
                     }
                 }
             });
@@ -112,17 +113,6 @@ fn fold(
             .zip(totals)
             .for_each(|(y, total)| *y = total as f32);
     });
-}
-
-/// Two partial results as one: a sum where the neutral element is 0, else a maximum.
-fn combine(neutral: f64, a: f64, b: f64) -> f64 {
-    if neutral == 0.0 {
-        a + b
-    } else if b > a || b.is_nan() {
-        b
-    } else {
-        a
-    }
 }
 
 /// out = dy shared equally among the elements of x equal to y, which keep x's rank.

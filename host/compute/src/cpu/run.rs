@@ -1,0 +1,404 @@
+//! One run of a plan: each step's kernel on what it reads and where its result goes.
+
+use bytemuck::Pod;
+
+use super::session::{Line, Opened};
+use super::{
+    conv, elementwise, loss, matmul, movement, norm, optimizer, pool, reduce, signal, softmax,
+};
+use crate::dtype::DType;
+use crate::error::Error;
+use crate::graph::{Node, Value};
+use crate::ops::Op;
+use crate::ops::conv::Geometry;
+use crate::ops::optimizer::Optimizer;
+use crate::passes::memory::ALIGNMENT;
+use crate::plan::Place;
+
+/// One run of a plan.
+pub(super) struct Run<'a> {
+    pub(super) opened: &'a Opened,
+    pub(super) batch: usize,
+    pub(super) parallel: bool,
+    pub(super) variables: &'a mut [Vec<f32>],
+    pub(super) arena: &'a mut [Line],
+    pub(super) workspace: &'a mut [f32],
+    pub(super) transforms: &'a signal::Transforms,
+}
+
+/// What a kernel reads: everything but its result.
+struct Operands<'a> {
+    opened: &'a Opened,
+    batch: usize,
+    variables: &'a [Vec<f32>],
+    /// The arena before and after the result.
+    before: &'a [Line],
+    after: &'a [Line],
+    /// The line at which `after` starts.
+    after_start: usize,
+}
+
+impl<'a> Operands<'a> {
+    /// The elements of a value.
+    fn get<T: Pod>(&self, value: Value) -> &'a [T] {
+        let plan = &self.opened.plan;
+        let bytes = plan.bytes(value, self.batch as u64).unwrap_or(0) as usize;
+        let bytes: &[u8] = match plan.places[value.index()] {
+            Place::Nowhere => &[],
+            Place::Variable(i) => bytemuck::cast_slice(&self.variables[self.opened.variables[i]]),
+            Place::Constant(i) => &bytemuck::cast_slice(&self.opened.constants[i])[..bytes],
+            Place::Arena(offset) => {
+                let line = (offset / ALIGNMENT) as usize;
+                let (part, line) = match line.checked_sub(self.after_start) {
+                    Some(line) => (self.after, line),
+                    None => (self.before, line),
+                };
+                &bytemuck::cast_slice(&part[line..])[..bytes]
+            }
+        };
+        bytemuck::cast_slice(bytes)
+    }
+
+    fn node(&self, value: Value) -> &'a Node {
+        self.opened.plan.graph.node(value)
+    }
+
+    fn shape(&self, value: Value) -> Vec<usize> {
+        self.node(value).shape.at(self.batch)
+    }
+}
+
+impl Run<'_> {
+    /// Runs the kernel of a node that has a result.
+    pub(super) fn compute(&mut self, value: Value, node: &Node) -> Result<(), Error> {
+        let plan = &self.opened.plan;
+        let Place::Arena(offset) = plan.places[value.index()] else {
+            return Ok(());
+        };
+        let bytes = plan.bytes(value, self.batch as u64)?;
+        let (first, count) = (
+            (offset / ALIGNMENT) as usize,
+            bytes.div_ceil(ALIGNMENT) as usize,
+        );
+        let (before, rest) = self.arena.split_at_mut(first);
+        let (out, after) = rest.split_at_mut(count);
+        let operands = Operands {
+            opened: self.opened,
+            batch: self.batch,
+            variables: self.variables,
+            before,
+            after,
+            after_start: first + count,
+        };
+        let out = &mut bytemuck::cast_slice_mut(out)[..bytes as usize];
+        match node.dtype {
+            DType::F32 => float_kernel(
+                self.parallel,
+                node,
+                &operands,
+                bytemuck::cast_slice_mut(out),
+                self.workspace,
+                self.transforms,
+            ),
+            _ => {
+                other_kernel(self.parallel, node, &operands, out);
+                Ok(())
+            }
+        }
+    }
+
+    /// The elements of a value, which may be in the memory about to be changed.
+    fn copy(&self, value: Value) -> Vec<f32> {
+        let operands = Operands {
+            opened: self.opened,
+            batch: self.batch,
+            variables: self.variables,
+            before: self.arena,
+            after: &[],
+            after_start: self.arena.len(),
+        };
+        operands.get(value).to_vec()
+    }
+
+    /// The session's variable that a value is.
+    fn variable(&self, value: Value) -> Option<usize> {
+        match self.opened.plan.places[value.index()] {
+            Place::Variable(i) => self.opened.variables.get(i).copied(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn optimize(&mut self, rule: &Optimizer, node: &Node, rate: f64, step: u64) {
+        let (parameter, gradient) = (node.inputs[0], node.inputs[1]);
+        let Some(index) = self.variable(parameter) else {
+            return;
+        };
+        let state_indices: Vec<usize> = node.inputs[2..]
+            .iter()
+            .filter_map(|&state| self.variable(state))
+            .collect();
+        let copied = self.variable(gradient).map(|_| self.copy(gradient));
+        let mut values = std::mem::take(&mut self.variables[index]);
+        let mut states: Vec<Vec<f32>> = state_indices
+            .iter()
+            .map(|&i| std::mem::take(&mut self.variables[i]))
+            .collect();
+        let operands = Operands {
+            opened: self.opened,
+            batch: self.batch,
+            variables: self.variables,
+            before: self.arena,
+            after: &[],
+            after_start: self.arena.len(),
+        };
+        let gradient = copied.as_deref().unwrap_or_else(|| operands.get(gradient));
+        optimizer::update(
+            self.parallel,
+            rule,
+            rate,
+            step,
+            &mut values,
+            gradient,
+            &mut states,
+        );
+        self.variables[index] = values;
+        for (index, state) in state_indices.into_iter().zip(states) {
+            self.variables[index] = state;
+        }
+    }
+
+    pub(super) fn update_running(&mut self, momentum: f64, node: &Node) {
+        let &[mean, variance, statistics, x] = &*node.inputs else {
+            return;
+        };
+        let (Some(mean), Some(variance)) = (self.variable(mean), self.variable(variance)) else {
+            return;
+        };
+        let statistics = self.copy(statistics);
+        let shape = self.opened.plan.graph.node(x).shape.at(self.batch);
+        let count = shape.iter().product::<usize>() / shape[1];
+        let mut means = std::mem::take(&mut self.variables[mean]);
+        norm::update_running(
+            momentum,
+            &mut means,
+            &mut self.variables[variance],
+            &statistics,
+            count,
+        );
+        self.variables[mean] = means;
+    }
+}
+
+/// Computes a float32 result.
+fn float_kernel(
+    parallel: bool,
+    node: &Node,
+    operands: &Operands<'_>,
+    out: &mut [f32],
+    workspace: &mut [f32],
+    transforms: &signal::Transforms,
+) -> Result<(), Error> {
+    let x = &node.inputs;
+    let get = |i: usize| operands.get::<f32>(x[i]);
+    let shape = |i: usize| operands.shape(x[i]);
+    let own = node.shape.at(operands.batch);
+    match &node.op {
+        Op::Unary(kind) => elementwise::unary(parallel, *kind, get(0), out),
+        Op::UnaryGradient(kind) => {
+            elementwise::unary_gradient(parallel, *kind, get(0), get(1), out)
+        }
+        Op::Binary(kind) => {
+            let (a, b) = ((get(0), &*shape(0)), (get(1), &*shape(1)));
+            elementwise::binary(parallel, *kind, a, b, (out, &own));
+        }
+        Op::ExtremumGradient { maximum } => {
+            let (a, b) = ((get(0), &*shape(0)), (get(1), &*shape(1)));
+            elementwise::extremum_gradient(parallel, *maximum, a, b, get(2), (out, &own));
+        }
+        Op::DivideBy(count) => {
+            let factor = 1.0 / count.at(operands.batch as u64) as f32;
+            elementwise::map(parallel, get(0), out, |x| x * factor);
+        }
+        Op::Cast => match operands.node(x[0]).dtype {
+            DType::I64 => {
+                out.iter_mut()
+                    .zip(operands.get::<i64>(x[0]))
+                    .for_each(|(y, &x)| *y = x as f32);
+            }
+            DType::Bool => {
+                out.iter_mut()
+                    .zip(operands.get::<u8>(x[0]))
+                    .for_each(|(y, &x)| *y = f32::from(x != 0));
+            }
+            _ => out.copy_from_slice(get(0)),
+        },
+        Op::Permute(order) => movement::permute(parallel, get(0), &shape(0), order, (out, &own)),
+        Op::Expand => movement::expand(parallel, get(0), &shape(0), (out, &own)),
+        Op::Row { index } => out.copy_from_slice(&get(0)[index * out.len()..][..out.len()]),
+        Op::Reduce { kind, axes, .. } => {
+            reduce::reduce(parallel, *kind, get(0), &shape(0), axes, out);
+        }
+        Op::AmaxGradient => {
+            reduce::amax_gradient(get(0), &own, get(1), get(2), &shape(1), out);
+        }
+        Op::Matmul {
+            transpose_a,
+            transpose_b,
+        } => {
+            let (a, b) = (shape(0), shape(1));
+            let (a, b) = ((get(0), &*a, *transpose_a), (get(1), &*b, *transpose_b));
+            matmul::matmul(parallel, a, b, (out, &own));
+        }
+        Op::Conv2d(c) => {
+            let g = geometry(c, &shape(0), &shape(1))?;
+            let bias = (x.len() > 2).then(|| get(2));
+            conv::forward(parallel, &g, get(0), get(1), bias, out, workspace);
+        }
+        Op::Conv2dInputGradient(c) => {
+            let g = geometry(c, &own, &shape(1))?;
+            conv::input_gradient(parallel, &g, get(0), get(1), out, workspace);
+        }
+        Op::Conv2dWeightGradient(c) => {
+            let g = geometry(c, &shape(0), &own)?;
+            conv::weight_gradient(parallel, &g, get(0), get(1), out, workspace);
+        }
+        Op::Pool2d(pool) => pool::pool2d(parallel, pool, get(0), &shape(0), (out, &own)),
+        Op::Pool2dGradient(pool) => {
+            pool::gradient(parallel, pool, get(0), get(1), &shape(1), (out, &own));
+        }
+        Op::BatchStatistics { epsilon } => {
+            norm::batch_statistics(parallel, *epsilon, get(0), &shape(0), out);
+        }
+        Op::FixedStatistics { epsilon } => norm::fixed_statistics(*epsilon, get(0), get(1), out),
+        Op::BatchNorm => {
+            norm::batch_norm(parallel, get(0), &own, get(1), get(2), get(3), out);
+        }
+        Op::BatchNormParameterGradient => {
+            norm::parameter_gradient(parallel, get(0), &shape(0), get(1), get(2), out);
+        }
+        Op::BatchNormTrainGradient => {
+            norm::train_gradient(parallel, &own, get(0), get(1), get(2), get(3), get(4), out);
+        }
+        Op::BatchNormEvalGradient => {
+            norm::eval_gradient(parallel, &own, get(0), get(1), get(2), out);
+        }
+        Op::Softmax { axis, log } => softmax::softmax(parallel, *log, get(0), &own, *axis, out),
+        Op::SoftmaxGradient { axis, log } => {
+            softmax::gradient(parallel, *log, get(0), get(1), &own, *axis, out);
+        }
+        Op::CrossEntropy { smoothing } => {
+            out[0] = loss::cross_entropy(get(0), operands.get(x[1]), *smoothing)?;
+        }
+        Op::CrossEntropyGradient { smoothing } => {
+            loss::gradient(get(0), operands.get(x[1]), *smoothing, get(2)[0], out)?;
+        }
+        Op::StftPower(stft) => {
+            if let Some(transform) = transforms.get(stft) {
+                transform.power(parallel, stft.hop as usize, get(0), shape(0)[1], out);
+            }
+        }
+        Op::StftPowerGradient(stft) => {
+            if let Some(transform) = transforms.get(stft) {
+                transform.gradient(parallel, stft.hop as usize, get(0), get(1), own[1], out);
+            }
+        }
+        Op::Leaf(_)
+        | Op::Equal
+        | Op::Reshape
+        | Op::Argmax { .. }
+        | Op::UpdateRunning { .. }
+        | Op::Optimize(_) => {}
+    }
+    Ok(())
+}
+
+fn geometry(
+    c: &crate::ops::conv::Conv2d,
+    x: &[usize],
+    weight: &[usize],
+) -> Result<Geometry, Error> {
+    Geometry::new(c, x, weight).ok_or_else(|| Error::new("graph.shape", "conv2d: sizes overflow"))
+}
+
+/// Computes an int64 or boolean result.
+fn other_kernel(parallel: bool, node: &Node, operands: &Operands<'_>, out: &mut [u8]) {
+    let x = &node.inputs;
+    let own = node.shape.at(operands.batch);
+    let from = operands.node(x[0]).dtype;
+    match (&node.op, node.dtype) {
+        (Op::Equal, _) => {
+            let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
+            macro_rules! equal {
+                ($T:ty) => {
+                    elementwise::broadcasting(
+                        parallel,
+                        (operands.get::<$T>(x[0]), &*a),
+                        (operands.get::<$T>(x[1]), &*b),
+                        (out, &own),
+                        |a, b| u8::from(a == b),
+                    )
+                };
+            }
+            match from {
+                DType::F32 => equal!(f32),
+                DType::I64 => equal!(i64),
+                _ => equal!(u8),
+            }
+        }
+        (Op::Argmax { axis }, _) => {
+            let shape = operands.shape(x[0]);
+            reduce::argmax(
+                operands.get(x[0]),
+                &shape,
+                *axis,
+                bytemuck::cast_slice_mut(out),
+            );
+        }
+        (Op::Permute(order), DType::I64) => {
+            let out = (bytemuck::cast_slice_mut::<u8, i64>(out), &*own);
+            movement::permute(
+                parallel,
+                operands.get(x[0]),
+                &operands.shape(x[0]),
+                order,
+                out,
+            );
+        }
+        (Op::Permute(order), _) => {
+            movement::permute(
+                parallel,
+                operands.get(x[0]),
+                &operands.shape(x[0]),
+                order,
+                (out, &own),
+            );
+        }
+        (Op::Cast, DType::I64) => {
+            let out: &mut [i64] = bytemuck::cast_slice_mut(out);
+            match from {
+                // Towards zero, as in PyTorch; what does not fit is clamped, NaN is 0.
+                DType::F32 => out
+                    .iter_mut()
+                    .zip(operands.get::<f32>(x[0]))
+                    .for_each(|(y, &x)| *y = x as i64),
+                DType::I64 => out.copy_from_slice(operands.get(x[0])),
+                _ => out
+                    .iter_mut()
+                    .zip(operands.get::<u8>(x[0]))
+                    .for_each(|(y, &x)| *y = i64::from(x != 0)),
+            }
+        }
+        (Op::Cast, _) => match from {
+            DType::F32 => out
+                .iter_mut()
+                .zip(operands.get::<f32>(x[0]))
+                .for_each(|(y, &x)| *y = u8::from(x != 0.0)),
+            DType::I64 => out
+                .iter_mut()
+                .zip(operands.get::<i64>(x[0]))
+                .for_each(|(y, &x)| *y = u8::from(x != 0)),
+            _ => out.copy_from_slice(operands.get(x[0])),
+        },
+        _ => {}
+    }
+}
