@@ -488,7 +488,7 @@ impl Server {
             .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
         let length = body.len();
-        write!(socket, "{method} {path} HTTP/1.0\r\nHost: hangar\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        write!(socket, "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}", self.address).unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -621,6 +621,11 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
             "{problem}"
         );
     }
+    let mut page = TcpStream::connect(&server.address).unwrap();
+    write!(page, "GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    page.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 403"), "{answer}");
     assert_eq!(server.send("POST", "/api/v2/training/start", "{").0, 400);
     assert_eq!(
         server.call("GET", "/api/v2/tasks/none", &Value::Null).0,

@@ -6,7 +6,6 @@ mod run;
 mod serve;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -160,16 +159,11 @@ fn list(folders: &Folders, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn tasks(folders: &Folders, limit: usize, json: bool) -> anyhow::Result<ExitCode> {
-    let path: PathBuf = folders.state.join("tasks.sqlite");
-    let records = if path.exists() {
-        Store::open(&path)?.list(&TaskFilter {
-            state: None,
-            kind: None,
-            limit,
-        })?
-    } else {
-        Vec::new()
-    };
+    let records = Store::open(&folders.state)?.list(&TaskFilter {
+        state: None,
+        kind: None,
+        limit,
+    })?;
     if json {
         output::data(serde_json::to_string_pretty(&records)?)?;
         return Ok(ExitCode::SUCCESS);

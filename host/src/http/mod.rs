@@ -1,5 +1,6 @@
 //! The HTTP API: axum's router on our own accept loop.
 
+mod guard;
 mod problem;
 mod requests;
 mod resources;
@@ -49,7 +50,7 @@ pub struct Host {
 type Shared = axum::extract::State<Arc<Host>>;
 
 /// The routes.
-fn router(host: Arc<Host>) -> Router {
+fn router(host: Arc<Host>, loopback: bool) -> Router {
     Router::new()
         .route("/", get(resources::root))
         .route("/api/v1/health", get(resources::health))
@@ -86,6 +87,9 @@ fn router(host: Arc<Host>) -> Router {
             )
         })
         .layer(DefaultBodyLimit::max(BODY))
+        .layer(axum::middleware::from_fn(move |request, next| {
+            guard::same_origin(loopback, request, next)
+        }))
         .with_state(host)
 }
 
@@ -98,7 +102,10 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until `stop` is ready.
 pub async fn serve(listener: TcpListener, host: Arc<Host>, stop: impl Future<Output = ()>) {
-    let router = router(host);
+    let loopback = listener
+        .local_addr()
+        .is_ok_and(|address| address.ip().is_loopback());
+    let router = router(host, loopback);
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::pin!(stop);

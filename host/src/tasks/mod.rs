@@ -106,7 +106,7 @@ impl Tasks {
     /// be opened or the state folder is in use.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         let (hold, alone) = lock::take(&settings.state, settings.role)?;
-        let store = Store::open(&settings.state.join("tasks.sqlite"))?;
+        let store = Store::open(&settings.state)?;
         let inner = Arc::new(Inner {
             settings,
             store,

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use anyhow::Context;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -83,10 +84,9 @@ fn word(value: impl Serialize) -> Result<String, TaskError> {
 }
 
 impl Store {
-    /// Opens or makes the database in a file. What was running when its last host ended becomes
-    /// interrupted. Errors: a database of a newer version, or one in use by another host.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
-        use anyhow::Context;
+    /// Opens or makes the database of a state folder. Errors: a database of a newer version.
+    pub fn open(state: &Path) -> anyhow::Result<Self> {
+        let path = &state.join("tasks.sqlite");
         let open = || -> rusqlite::Result<(Connection, i64)> {
             let connection = Connection::open(path)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;

@@ -27,21 +27,14 @@ fn run() -> guests::Result<()> {
     let x = Linear::new(512).apply(&x, "fc1")?.relu()?;
     let x = Linear::new(512).apply(&x, "fc2")?.relu()?;
     let loss = Linear::new(10).apply(&x, "fc3")?.cross_entropy(&y, 0.0)?;
-    graph.minimize(
-        &loss,
-        &Optimizer::Sgd {
-            momentum: 0.0,
-            nesterov: false,
-            weight_decay: 0.0,
-        },
-    )?;
+    graph.minimize(&loss, &Optimizer::AdamW { weight_decay: 0.01 })?;
     graph.output("loss", &loss)?;
     let plan = Plan::create(graph.builder(), size, &[])?;
     let request = Request::new();
     reserve(&request, &[&plan]);
     let lease = request.acquire()?;
     let session = Session::open(&[&plan], &lease)?;
-    session.learning_rate(0.01, "constant", &[])?;
+    session.learning_rate(1e-4, "constant", &[])?;
 
     let (mut began, mut epoch) = (Instant::now(), 0);
     loader.start(epoch)?;
