@@ -516,6 +516,25 @@ impl Server {
     }
 }
 
+/// The processor time that a process has used, in clock ticks of 10 ms (proc(5), fields 14 and 15).
+fn ticks(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let after = stat.rsplit(')').next().unwrap();
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn an_idle_host_is_idle() {
+    let home = Home::new();
+    let server = Server::start(&home);
+    std::thread::sleep(Duration::from_secs(1));
+    let before = ticks(server.child.id());
+    std::thread::sleep(Duration::from_secs(2));
+    let used = ticks(server.child.id()) - before;
+    assert!(used <= 10, "{used} ticks of 10 ms in 2 s");
+}
+
 fn training(id: &str, epochs: u64) -> Value {
     json!({ "model": "cnn", "train_path": "tests/data/mnist10k", "num_epochs": epochs, "task_id": id })
 }

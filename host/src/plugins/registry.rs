@@ -87,6 +87,19 @@ pub struct Registry {
     _scanning: Arc<tokio_util::task::AbortOnDropHandle<()>>,
 }
 
+/// Whether a notification may mean a change. Reading the folder is notified, too: taking that for a
+/// change would make every look at the folder cause the next.
+fn changes(event: &notify::Result<notify::Event>) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    match event {
+        Ok(event) => match event.kind {
+            EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
+            _ => true,
+        },
+        Err(_) => true,
+    }
+}
+
 /// What a file looked like.
 type Look = (u64, Option<SystemTime>);
 
@@ -122,9 +135,11 @@ impl Registry {
         }
         let (notified, mut notifications) = mpsc::channel(1);
         // One notification waiting is enough: a look at the folder sees everything.
-        let mut watcher = notify::recommended_watcher(move |_| {
-            // A full channel already says that there is something to look at.
-            let _told = notified.try_send(());
+        let mut watcher = notify::recommended_watcher(move |event| {
+            if changes(&event) {
+                // A full channel already says that there is something to look at.
+                let _told = notified.try_send(());
+            }
         })
         .context("cannot watch for plugins")?;
         watcher
