@@ -1,7 +1,7 @@
 #!/bin/sh
 # Measures training speed in one run, three times, after `cargo xtask test` has built everything:
 # the step without a plugin, the same step from a plugin, and PyTorch.
-# usage: training.sh PYTHON_WITH_TORCH TORCH_PEER
+# usage: training.sh PYTHON_WITH_TORCH
 set -eu
 cd "$(dirname "$0")/../.."
 cargo build --quiet --release --locked --package data --examples
@@ -14,7 +14,7 @@ data=tests/data/mnist10k
 for round in 1 2 3; do
     echo "mlp without a plugin: $(target/release/examples/training_step mlp $data 64 1000 2)"
     echo "mlp from a plugin:    $($hangar run bench-mlp train --data $data --device cpu --param steps=1000 2>&1 | grep 'steps a second')"
-    echo "mlp in PyTorch:       $("$1" "$2" --model mlp --mode train --batch 64 --threads 2 --steps 1000)"
+    echo "mlp in PyTorch:       $("$1" tests/peer/torch_mlp.py --threads 2)"
     echo "cnn without a plugin: $(target/release/examples/training_step cnn $data 64 500 2)"
     echo "cnn in PyTorch:       $("$1" tests/peer/torch_digits.py --data $data --seeds 0 --threads 2)"
     $hangar --json run digits train --data $data --device cpu --param epochs=5 > "$work/record"
