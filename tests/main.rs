@@ -466,7 +466,10 @@ impl Server {
     }
 
     fn start(home: &Home) -> Self {
-        let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
+        Self::spawn(home.hangar(&["serve", "--listen", "127.0.0.1:0"]))
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut text = String::new();
         let mut stderr = child.stderr.take().unwrap();
@@ -545,6 +548,8 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
     let server = Server::start(&home);
     let (status, health) = server.call("GET", "/api/v1/health", &Value::Null);
     assert_eq!((status, &health["status"]), (200, &json!("healthy")));
+    assert_eq!(health["active_log_streams"], 0);
+    assert_eq!(health["resource_status"]["active_tasks"]["cpu"], json!([]));
     let (status, gpus) = server.call("GET", "/api/v2/resources/gpu", &Value::Null);
     assert_eq!(
         (status, &gpus["available"], &gpus["count"]),
@@ -791,6 +796,30 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
     server.wait("waits", &["completed"]);
 }
 
+#[test]
+fn a_host_outlives_the_replacement_of_its_program() {
+    let home = Home::new();
+    let program = home.folder.path().join("hangar");
+    std::fs::copy(env!("CARGO_BIN_EXE_hangar"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command
+        .current_dir(root())
+        .arg("--plugins")
+        .arg(home.plugins())
+        .arg("--state");
+    command
+        .arg(home.folder.path().join("state"))
+        .args(["serve", "--listen", "127.0.0.1:0"]);
+    let server = Server::spawn(command);
+    std::fs::remove_file(&program).unwrap();
+    let (status, task) = server.call("POST", "/api/v2/training/start", &training("after", 1));
+    assert_eq!(status, 200, "{task}");
+    assert_eq!(
+        server.wait("after", &["completed", "failed"])["status"],
+        "completed"
+    );
+}
+
 /// How often a long test repeats: `few` times, or `many` where `cargo xtask test --full` asks.
 fn repeat(few: usize, many: usize) -> usize {
     if std::env::var_os("HANGAR_TESTS").is_some_and(|value| value == "full") {
@@ -798,6 +827,47 @@ fn repeat(few: usize, many: usize) -> usize {
     } else {
         few
     }
+}
+
+#[test]
+fn the_queue_goes_by_priority() {
+    let home = Home::new();
+    let server = Server::start(&home);
+    let limit = json!({ "max_concurrent": { "cpu": { "training": 1 } } });
+    server.call("POST", "/api/v2/resources/config", &limit);
+    let start = |id: &str, priority: u8, epochs: u64| {
+        let mut request = training(id, epochs);
+        request["priority"] = json!(priority);
+        let (status, task) = server.call("POST", "/api/v2/training/start", &request);
+        assert_eq!(status, 200, "{task}");
+    };
+    start("first", 5, 1000);
+    server.wait("first", &["running"]);
+    // The second has planned and waits for its lease before the others come.
+    start("second", 5, 1);
+    while !server.call("GET", "/api/v2/tasks/second", &Value::Null).1["waiting_reason"].is_string()
+    {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for (id, priority) in [("late", 10), ("middle", 5), ("early", 1)] {
+        start(id, priority, 1);
+    }
+    server.call("POST", "/api/v2/tasks/first/cancel", &Value::Null);
+    let mut ended: Vec<(String, &str)> = ["late", "middle", "early", "second"]
+        .into_iter()
+        .map(|id| {
+            (
+                server.wait(id, &["completed"])["updated_at"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+                id,
+            )
+        })
+        .collect();
+    ended.sort();
+    let order: Vec<&str> = ended.iter().map(|(_, id)| *id).collect();
+    assert_eq!(order, ["second", "early", "middle", "late"]);
 }
 
 #[test]

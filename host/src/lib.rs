@@ -6,5 +6,7 @@ pub mod inputs;
 pub mod machine;
 pub mod output;
 pub mod plugins;
+pub mod processor;
+pub mod program;
 pub mod tasks;
 pub mod worker;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,6 +61,7 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
             machine,
             registry,
             tasks: tasks.clone(),
+            streams: AtomicUsize::new(0),
         });
         http::serve(listener, host, stop).await;
         tasks.shutdown().await;

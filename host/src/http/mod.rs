@@ -10,6 +10,7 @@ mod tasks;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -45,6 +46,8 @@ pub struct Host {
     pub registry: Registry,
     /// The tasks.
     pub tasks: Tasks,
+    /// Event streams open at the moment.
+    pub streams: AtomicUsize,
 }
 
 type Shared = axum::extract::State<Arc<Host>>;

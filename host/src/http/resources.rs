@@ -1,6 +1,7 @@
 //! Routes about the machine and the host.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,8 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::Shared;
 use super::problem::Problem;
-use crate::machine::{self, Machine};
+use crate::machine::Machine;
 use crate::plugins::PluginState;
+use crate::processor;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -29,6 +31,17 @@ fn by_device(usage: &[Usage], value: impl Fn(&Usage) -> Value) -> Map<String, Va
 
 fn counts(usage: &Usage) -> Value {
     json!({ "training": usage.count(Kind::Training), "inference": usage.count(Kind::Inference) })
+}
+
+fn active(usage: &Usage) -> Value {
+    let tasks = usage.tasks.iter().map(|(id, kind)| {
+        let kind = match kind {
+            Kind::Training => "training",
+            Kind::Inference => "inference",
+        };
+        json!({ "id": id, "type": kind })
+    });
+    tasks.collect()
 }
 
 fn gpu_info(machine: &Machine) -> Value {
@@ -71,16 +84,6 @@ pub(super) async fn gpu(State(host): Shared) -> Json<Value> {
 
 pub(super) async fn all(State(host): Shared) -> Json<Value> {
     let usage = host.machine.allocator.usage();
-    let active = |usage: &Usage| {
-        let tasks = usage.tasks.iter().map(|(id, kind)| {
-            let kind = match kind {
-                Kind::Training => "training",
-                Kind::Inference => "inference",
-            };
-            json!({ "id": id, "type": kind })
-        });
-        tasks.collect()
-    };
     Json(json!({
         "device_usage": by_device(&usage, counts),
         "active_tasks": by_device(&usage, active),
@@ -90,7 +93,7 @@ pub(super) async fn all(State(host): Shared) -> Json<Value> {
 }
 
 pub(super) async fn cpu() -> Json<Value> {
-    Json(machine::processor().await)
+    Json(processor::sample().await)
 }
 
 pub(super) async fn health(State(host): Shared) -> Json<Value> {
@@ -102,8 +105,10 @@ pub(super) async fn health(State(host): Shared) -> Json<Value> {
         "version": VERSION,
         "training_tasks": count(Kind::Training),
         "inference_tasks": count(Kind::Inference),
+        "active_log_streams": host.streams.load(Ordering::Relaxed),
         "resource_status": {
             "device_usage": by_device(&usage, counts),
+            "active_tasks": by_device(&usage, active),
             "limits": by_device(&usage, |usage| json!(usage.limits)),
         },
     }))

@@ -16,8 +16,8 @@ use super::description::Description;
 use super::engine;
 use super::error::{PluginError, failure};
 use super::instance::Linked;
-use crate::output;
 use crate::worker::protocol::{Failure, Limits};
+use crate::{output, program};
 
 /// The largest file, in bytes.
 const FILE_BYTES: u64 = 64 << 20;
@@ -76,7 +76,8 @@ pub async fn inspect(file: &Path, cache: &Path) -> Result<Plugin, PluginError> {
 
 /// The description that the process prints for a file.
 pub(super) async fn describe(file: &Path, cache: &Path) -> Result<Description, PluginError> {
-    let process = Command::new(std::env::current_exe()?)
+    let process = Command::new(program::PATH)
+        .arg0("hangar")
         .arg("inspect")
         .args([file, cache])
         .env_clear()

@@ -87,8 +87,9 @@ impl Waiting {
     }
 }
 
+/// RFC 3339, UTC, in microseconds: of one length, so that texts sort as times do.
 fn now() -> String {
-    jiff::Timestamp::now().to_string()
+    format!("{:.6}", jiff::Timestamp::now())
 }
 
 impl From<TaskKind> for Kind {

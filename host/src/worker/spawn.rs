@@ -12,6 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use crate::program;
+
 /// Lines of a worker's standard error that are kept, and bytes of one.
 const LINES: usize = 50;
 const LINE_BYTES: u64 = 4096;
@@ -27,8 +29,8 @@ pub struct Worker {
 pub fn spawn() -> anyhow::Result<(Worker, UnixStream)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut child = Command::new(program)
+    let mut child = Command::new(program::PATH)
+        .arg0("hangar")
         .arg("worker")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
