@@ -100,7 +100,7 @@ async fn supervise(
         }
     });
     let _reader = tokio_util::task::AbortOnDropHandle::new(reader);
-    send(&mut sink, &ToWorker::Start(Box::new(start(inner, record)))).await?;
+    tell(&mut sink, ToWorker::Start(Box::new(start(inner, record)))).await;
     let deadline = Instant::now() + Duration::from_secs(inner.settings.limits.wall_seconds);
     let mut changes = inner.changes.subscribe();
     let mut last_word = Instant::now();
@@ -122,12 +122,12 @@ async fn supervise(
                 match message {
                     FromWorker::AcquireLease(asked) => match request(record, &asked) {
                         Ok(request) => {
-                            if try_grant(inner, record, &request, &mut lease, &mut sink).await? {
+                            if try_grant(inner, record, &request, &mut lease, &mut sink).await {
                                 continue;
                             }
                             wish = Some(request);
                         }
-                        Err(failure) => send(&mut sink, &ToWorker::Refused(failure)).await?,
+                        Err(failure) => tell(&mut sink, ToWorker::Refused(failure)).await,
                     },
                     FromWorker::LeaseReleased => lease = None,
                     FromWorker::Finished { failure } => {
@@ -141,7 +141,7 @@ async fn supervise(
             }
             _ = changes.changed(), if wish.is_some() => {
                 if let Some(request) = wish.take()
-                    && !try_grant(inner, record, &request, &mut lease, &mut sink).await?
+                    && !try_grant(inner, record, &request, &mut lease, &mut sink).await
                 {
                     wish = Some(request);
                 }
@@ -149,8 +149,7 @@ async fn supervise(
             () = cancel(&mut told), if cancelled.is_none() => {
                 cancelled = Some(Instant::now());
                 wish = None;
-                // A worker that is gone already needs no word.
-                let _gone = send(&mut sink, &ToWorker::Cancel).await;
+                tell(&mut sink, ToWorker::Cancel).await;
             }
             () = tokio::time::sleep_until(until) => {
                 worker.kill().await;
@@ -207,6 +206,12 @@ fn request(record: &TaskRecord, asked: &LeaseRequest) -> Result<Request, Failure
     })
 }
 
+/// Tells the worker something. One that is gone is noticed by the end of what it says, which also
+/// tells how it ended.
+async fn tell(sink: &mut OwnedWriteHalf, message: ToWorker) {
+    let _gone = send(sink, &message).await;
+}
+
 /// Answers a lease request where it can be answered now; else records why it waits.
 async fn try_grant(
     inner: &Inner,
@@ -214,7 +219,7 @@ async fn try_grant(
     request: &Request,
     lease: &mut Option<Lease>,
     sink: &mut OwnedWriteHalf,
-) -> std::io::Result<bool> {
+) -> bool {
     match inner.settings.allocator.acquire(request) {
         Ok(Outcome::Granted(granted)) => {
             let grant = Grant {
@@ -233,8 +238,8 @@ async fn try_grant(
             *lease = Some(granted);
             inner.record(record, warning);
             inner.planned(&record.id);
-            send(sink, &ToWorker::Granted(grant)).await?;
-            Ok(true)
+            tell(sink, ToWorker::Granted(grant)).await;
+            true
         }
         Ok(Outcome::Busy(reason)) => {
             if record.waiting_reason.as_ref() != Some(&reason) {
@@ -242,15 +247,15 @@ async fn try_grant(
                 record.waiting_reason = Some(reason);
                 inner.record(record, None);
             }
-            Ok(false)
+            false
         }
         Err(refusal) => {
             let failure = Failure {
                 code: refusal.code().to_owned(),
                 message: refusal.to_string(),
             };
-            send(sink, &ToWorker::Refused(failure)).await?;
-            Ok(true)
+            tell(sink, ToWorker::Refused(failure)).await;
+            true
         }
     }
 }
