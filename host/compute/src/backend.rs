@@ -35,7 +35,8 @@ pub trait Session: Send {
     fn device(&self) -> &str;
 
     /// Runs a plan on `batch` samples. Errors: `model.plan`, `model.input` for an input that is
-    /// missing or does not fit, `data.label`, `task.cancelled` once `cancel` is set.
+    /// missing or does not fit, `data.label`, `task.cancelled` once `cancel` is set. A device may
+    /// go on after this returns: an error of its own, or of the data, may come with a later call.
     fn run(
         &mut self,
         plan: usize,
@@ -45,13 +46,17 @@ pub trait Session: Send {
     ) -> Result<(), Error>;
 
     /// An output of the last run of a plan. Errors: `model.plan`, `model.output`.
-    fn output(&self, plan: usize, name: &str) -> Result<HostTensor, Error>;
+    fn output(&mut self, plan: usize, name: &str) -> Result<HostTensor, Error>;
+
+    /// The mean of a scalar float32 output over the samples of the runs since the last call for it;
+    /// not-a-number where there were none. Errors: `model.plan`, `model.output`.
+    fn mean(&mut self, plan: usize, name: &str) -> Result<f64, Error>;
 
     /// Every variable, in the order of the plans.
     fn parameters(&self) -> Vec<ParameterInfo>;
 
     /// A variable's values. Errors: `model.parameter`.
-    fn download(&self, name: &str) -> Result<HostTensor, Error>;
+    fn download(&mut self, name: &str) -> Result<HostTensor, Error>;
 
     /// Replaces a variable's values. Errors: `model.parameter` for an unknown name or another shape.
     fn upload(&mut self, name: &str, value: &HostTensor) -> Result<(), Error>;

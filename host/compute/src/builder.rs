@@ -454,7 +454,7 @@ impl Builder {
             self.operand(b)?,
             (false, false),
         ))?;
-        self.product(a, b, (false, false))
+        self.product(a, b, (false, false), None)
     }
 
     /// x · weightᵀ + bias.
@@ -479,16 +479,14 @@ impl Builder {
         result.push(Dim::Fixed(outputs));
         if let Some(bias) = bias {
             let node = self.operand(bias)?;
+            self.at_next(crate::ops::float("linear", node))?;
             if node.shape != Shape::fixed(&[outputs]) {
                 let why = format!("linear: bias {} is not [{outputs}]", node.shape);
                 return self.at_next(Err(Error::shape(why)));
             }
         }
         let flat = self.reshape(x, &[Target::Rest, Target::Size(Dim::Fixed(inputs))])?;
-        let mut y = self.product(flat, weight, (false, true))?;
-        if let Some(bias) = bias {
-            y = self.add(y, bias)?;
-        }
+        let y = self.product(flat, weight, (false, true), bias)?;
         self.reshape_to(y, &Shape(result))
     }
 

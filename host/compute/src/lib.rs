@@ -26,10 +26,12 @@
 pub mod backend;
 pub mod builder;
 pub mod cpu;
+pub mod cuda;
 pub mod dtype;
 pub mod error;
 pub mod graph;
 pub mod initializer;
+mod opening;
 mod ops;
 mod passes;
 pub mod plan;
@@ -37,6 +39,7 @@ pub mod random;
 pub mod schedule;
 pub mod shape;
 pub mod tensor;
+mod walk;
 
 pub use backend::{Backend, ParameterInfo, Session};
 pub use builder::Builder;

@@ -211,6 +211,12 @@ impl Plan {
         &self.outputs
     }
 
+    /// The float32 outputs without axes, in order.
+    pub(crate) fn scalars(&self) -> impl Iterator<Item = &Port> {
+        let scalar = |port: &&Port| port.dtype == DType::F32 && port.shape.0.is_empty();
+        self.outputs.iter().filter(scalar)
+    }
+
     /// Whether a run takes an optimizer step.
     pub fn trains(&self) -> bool {
         self.trains

@@ -283,7 +283,7 @@ fn check_gradient(shape: &[usize], build: impl Fn(&mut Builder, Value) -> Value)
     let mut loss = |values: &[f32]| {
         let x = HostTensor::from_f32(shape, values).unwrap();
         session.run(0, 1, &[("x", &x)], &running()).unwrap();
-        let get = |name| session.output(0, name).unwrap().to_f32().unwrap();
+        let mut get = |name| session.output(0, name).unwrap().to_f32().unwrap();
         (f64::from(get("loss")[0]), get("dx"))
     };
     let values = numbers(shape, 5).to_f32().unwrap();

@@ -7,12 +7,15 @@
     reason = "a test fails by panicking"
 )]
 
+mod emulator;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use compute::builder::{Conv2d, Target, Window};
 use compute::cpu::CpuBackend;
+use compute::cuda::{self, CudaBackend};
 use compute::schedule::ScheduleKind;
 use compute::{Backend, Builder, DType, Dim, Error, HostTensor, Plan, Schedule, Value};
 use safetensors::{Dtype, SafeTensors};
@@ -55,6 +58,9 @@ impl Case {
         let error = difference / norm(&mut expected.iter().copied()).max(f64::MIN_POSITIVE);
         // Not `error > tolerance`: NaN must fail.
         let within = error <= tolerance;
+        if std::env::var_os("DBG").is_some() {
+            println!("{} {name} {error:.2e} own {own:.2e}", self.name);
+        }
         (!within).then(|| {
             format!(
                 "{} {name}: error {error:.2e} above {tolerance:.2e}",
@@ -246,7 +252,7 @@ fn operator(b: &mut Builder, case: &Case, x: &[Value]) -> Option<Result<Value, E
 
 /// The results and gradients of a case's operator that are not within its tolerance; none where
 /// there is no such operator.
-fn operator_errors(case: &Case) -> Option<Vec<String>> {
+fn operator_errors(backend: &dyn Backend, case: &Case) -> Option<Vec<String>> {
     let mut b = Builder::new();
     let inputs = case.list("in");
     let x: Vec<Value> = inputs
@@ -285,21 +291,18 @@ fn operator_errors(case: &Case) -> Option<Vec<String>> {
         }
     }
     let plan = Plan::new(&b.graph(), 1).unwrap();
-    let mut session = CpuBackend::new(2)
-        .unwrap()
-        .open(vec![plan], u64::MAX)
-        .unwrap();
+    let mut session = backend.open(vec![plan], u64::MAX).unwrap();
     let feeds: Vec<(&str, &HostTensor)> = feeds.iter().map(|(n, t)| (n.as_str(), *t)).collect();
     session.run(0, 1, &feeds, &AtomicBool::new(false)).unwrap();
     let excess = |name: &String| case.excess(name, &session.output(0, name).unwrap(), 1e-5);
     Some(names.iter().filter_map(excess).collect())
 }
 
-#[test]
-fn golden_operators_agree_with_pytorch() {
+/// Checks every case that has an operator, and tells of the others.
+fn check_operators(backend: &dyn Backend) {
     let (mut checked, mut skipped, mut errors) = (0, Vec::new(), Vec::new());
     for case in cases("ops") {
-        match operator_errors(&case) {
+        match operator_errors(backend, &case) {
             Some(found) => {
                 checked += 1;
                 errors.extend(found);
@@ -314,6 +317,29 @@ fn golden_operators_agree_with_pytorch() {
     );
     assert!(errors.is_empty(), "{}", errors.join("\n"));
     assert!(checked > 0);
+}
+
+#[test]
+fn golden_operators_agree_with_pytorch() {
+    check_operators(&CpuBackend::new(2).unwrap());
+}
+
+const ONE_GPU: &str = "[[gpu]]\nprofile = \"h100\"\n";
+/// Orders in which the simulated GPU runs a block's threads: a missing barrier gives other results.
+const ORDERS: [&str; 3] = ["forward", "reverse", "7"];
+
+fn gpu(graphs: bool) -> CudaBackend {
+    let options = cuda::Options {
+        graphs,
+        ..cuda::Options::default()
+    };
+    CudaBackend::new(emulator::UUID, "cuda:0", options).unwrap()
+}
+
+#[test]
+fn golden_operators_agree_with_pytorch_on_cuda() {
+    let test = "golden_operators_agree_with_pytorch_on_cuda";
+    emulator::emulated(test, &ORDERS, ONE_GPU, || check_operators(&gpu(true)));
 }
 
 /// Linear(20, 32) ReLU Linear(32, 16) GELU Linear(16, 5).
@@ -406,9 +432,9 @@ fn optimize(b: &mut Builder, name: &str, args: &Json, parameters: &[Value], grad
     }
 }
 
-/// Runs a training on so many threads: the losses, and every variable at the end. None where its
+/// Runs a training: the losses, and every variable at the end. None where its
 /// model needs an operator that does not exist.
-fn train(case: &Case, threads: usize) -> Option<(Vec<f32>, HashMap<String, HostTensor>)> {
+fn train(backend: &dyn Backend, case: &Case) -> Option<(Vec<f32>, HashMap<String, HostTensor>)> {
     let model = match case.metadata["model"].as_str() {
         "mlp" => mlp,
         "tiny_resnet" => tiny_resnet,
@@ -458,12 +484,12 @@ fn train(case: &Case, threads: usize) -> Option<(Vec<f32>, HashMap<String, HostT
 
     let batch = x.shape()[1];
     let plan = Plan::new(&b.graph(), batch as u32 + 3).unwrap();
-    let peak = plan.peak_bytes();
-    let mut session = CpuBackend::new(threads)
-        .unwrap()
-        .open(vec![plan], peak)
-        .unwrap();
-    assert_eq!(session.used_bytes(), peak, "{}", case.name);
+    let needed = match backend.device() {
+        "cpu" => plan.peak_bytes(),
+        _ => cuda::session_bytes(&[&plan]).unwrap(),
+    };
+    let mut session = backend.open(vec![plan], needed).unwrap();
+    assert_eq!(session.used_bytes(), needed, "{}", case.name);
     for name in variables.keys() {
         session
             .upload(name, case.tensor(&format!("init.{name}")))
@@ -492,11 +518,11 @@ fn train(case: &Case, threads: usize) -> Option<(Vec<f32>, HashMap<String, HostT
     Some((losses, finals.collect()))
 }
 
-#[test]
-fn golden_training_runs_agree_with_pytorch() {
+/// Checks every training whose model can be built, and tells of the others.
+fn check_trainings(backend: &dyn Backend) {
     let (mut checked, mut skipped, mut errors) = (0, Vec::new(), Vec::new());
     for case in cases("train") {
-        let Some((losses, finals)) = train(&case, 2) else {
+        let Some((losses, finals)) = train(backend, &case) else {
             skipped.push(format!("{} ({})", case.name, case.metadata["model"]));
             continue;
         };
@@ -517,9 +543,38 @@ fn golden_training_runs_agree_with_pytorch() {
 }
 
 #[test]
+fn golden_training_runs_agree_with_pytorch() {
+    check_trainings(&CpuBackend::new(2).unwrap());
+}
+
+#[test]
+fn golden_training_runs_agree_with_pytorch_on_cuda() {
+    let test = "golden_training_runs_agree_with_pytorch_on_cuda";
+    emulator::emulated(test, &ORDERS, ONE_GPU, || check_trainings(&gpu(true)));
+}
+
+#[test]
+fn golden_training_runs_on_cuda_are_the_same_bit_for_bit_with_and_without_graphs() {
+    let test = "golden_training_runs_on_cuda_are_the_same_bit_for_bit_with_and_without_graphs";
+    emulator::emulated(test, &["forward"], ONE_GPU, || {
+        for case in cases("train") {
+            assert!(
+                train(&gpu(true), &case) == train(&gpu(false), &case),
+                "{}",
+                case.name
+            );
+        }
+    });
+}
+
+#[test]
 fn golden_training_runs_are_the_same_bit_for_bit_on_any_number_of_threads() {
+    let on = |threads| CpuBackend::new(threads).unwrap();
     for case in cases("train") {
-        let (one, three) = (train(&case, 1), train(&case, 3));
-        assert!(one == three, "{}", case.name);
+        assert!(
+            train(&on(1), &case) == train(&on(3), &case),
+            "{}",
+            case.name
+        );
     }
 }

@@ -2,8 +2,9 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use super::walk::{CHUNK, Walk, broadcast, chunks};
+use super::chunks::{CHUNK, chunks};
 use crate::ops::elementwise::{Binary, Unary};
+use crate::walk::{Walk, broadcast};
 
 /// √(2/π), of the tanh form of GELU.
 const TANH_SCALE: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
@@ -238,6 +239,16 @@ pub(crate) fn binary(
             );
         }
     }
+}
+
+/// Adds `row` to every row of `out`.
+pub(crate) fn add_rows(parallel: bool, row: &[f32], out: &mut [f32]) {
+    let rows = (CHUNK / row.len()).max(1);
+    chunks(parallel, out, rows * row.len(), |_, out| {
+        for out in out.chunks_exact_mut(row.len()) {
+            out.iter_mut().zip(row).for_each(|(y, &x)| *y += x);
+        }
+    });
 }
 
 /// out = dy where a wins over b, half of it where they are equal.

@@ -2,7 +2,7 @@
 
 use gemm::Parallelism;
 
-use super::walk::{Walk, broadcast};
+use crate::walk::{Walk, broadcast};
 
 /// A row-major matrix of `rows` × `columns`, or the transpose of one.
 #[derive(Clone, Copy)]

@@ -3,6 +3,7 @@
 //! A family of operators is a file of the same name as in `ops/`. Work is divided by shapes alone,
 //! so that results are the same, bit for bit, on any number of threads.
 
+mod chunks;
 mod conv;
 mod elementwise;
 mod loss;
@@ -16,7 +17,6 @@ mod run;
 mod session;
 mod signal;
 mod softmax;
-mod walk;
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Kernels that move elements without changing them.
 
-use super::walk::{CHUNK, Walk, broadcast, chunks, strides};
+use super::chunks::{CHUNK, chunks};
+use crate::walk::{Walk, broadcast, strides};
 
 /// out of `shape` = x with `order[i]` of its axes as axis i.
 pub(crate) fn permute<T: Copy + Sync + Send>(

@@ -1,7 +1,7 @@
 //! Batch normalisation kernels. A statistics tensor is `[3, channels]`: mean, 1/√(variance + ε),
 //! biased variance.
 
-use super::walk::chunks;
+use super::chunks::chunks;
 
 /// x `[batch, channels, …]`: the number of channels, and elements of a plane.
 fn planes(shape: &[usize]) -> (usize, usize) {

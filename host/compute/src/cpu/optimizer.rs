@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::walk::CHUNK;
+use super::chunks::CHUNK;
 use crate::ops::optimizer::Optimizer;
 
 /// Moves a parameter against its gradient. `step` counts from 1.

@@ -1,6 +1,6 @@
 //! Pooling kernels, plane by plane.
 
-use super::walk::chunks;
+use super::chunks::chunks;
 use crate::ops::pool::Pool2d;
 
 /// Planes of `height` × `width` pixels and their results.

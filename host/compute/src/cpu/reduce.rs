@@ -1,7 +1,8 @@
 //! Reductions. Sums are kept in float64, so that their order costs no accuracy.
 
-use super::walk::{Walk, chunks, strides};
+use super::chunks::chunks;
 use crate::ops::reduce::Reduction;
+use crate::walk::{Walk, strides};
 
 /// Results that one chunk of work gives.
 const RESULTS: usize = 256;

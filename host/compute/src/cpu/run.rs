@@ -247,7 +247,10 @@ fn float_kernel(
         } => {
             let (a, b) = (shape(0), shape(1));
             let (a, b) = ((get(0), &*a, *transpose_a), (get(1), &*b, *transpose_b));
-            matmul::matmul(parallel, a, b, (out, &own));
+            matmul::matmul(parallel, a, b, (&mut *out, &own));
+            if x.len() > 2 {
+                elementwise::add_rows(parallel, get(2), out);
+            }
         }
         Op::Conv2d(c) => {
             let g = geometry(c, &shape(0), &shape(1))?;

@@ -10,12 +10,12 @@ use super::run::Run;
 use super::signal;
 use crate::backend::{ParameterInfo, Session};
 use crate::error::Error;
-use crate::graph::{Leaf, Variable};
+use crate::graph::{Leaf, Value};
+use crate::opening::{Sums, Variables, check_inputs, check_output, no_plan};
 use crate::ops::Op;
 use crate::passes::memory::ALIGNMENT;
 use crate::plan::{Place, Plan};
 use crate::schedule::{Schedule, ScheduleKind};
-use crate::shape::Shape;
 use crate::tensor::HostTensor;
 
 /// Memory is kept in units of a plan's alignment.
@@ -38,8 +38,9 @@ pub(super) struct Opened {
 pub(super) struct CpuSession {
     pool: Option<Arc<rayon::ThreadPool>>,
     plans: Vec<Opened>,
-    infos: Vec<ParameterInfo>,
-    variables: Vec<Vec<f32>>,
+    variables: Variables,
+    values: Vec<Vec<f32>>,
+    sums: Sums,
     arena: Vec<Line>,
     workspace: Vec<f32>,
     transforms: signal::Transforms,
@@ -60,46 +61,18 @@ impl CpuSession {
             arena: lines(largest(|plan| plan.arena_bytes)),
             workspace: vec![0.0; (largest(|plan| plan.workspace_bytes) / 4) as usize],
             plans: Vec::new(),
-            infos: Vec::new(),
-            variables: Vec::new(),
+            variables: Variables::new(&plans)?,
+            values: Vec::new(),
+            sums: Sums::new(&plans),
             transforms: HashMap::new(),
             schedule: Schedule::new(1e-3, 0, ScheduleKind::Constant)?,
             steps: 0,
             last: None,
         };
-        let mut known: HashMap<String, (usize, Variable, Shape)> = HashMap::new();
-        for plan in plans {
-            let mut variables = Vec::with_capacity(plan.variables.len());
-            for (variable, shape) in &plan.variables {
-                if let Some((index, other, other_shape)) = known.get(&variable.name) {
-                    if (other, other_shape) != (variable, shape) {
-                        let message = format!(
-                            "two plans declare `{}` differently: {other_shape} and {shape}, or \
-                             another initializer, seed or role",
-                            variable.name
-                        );
-                        return Err(Error::new("model.parameter", message));
-                    }
-                    variables.push(*index);
-                    continue;
-                }
-                let index = session.variables.len();
-                let mut values = vec![0.0; shape.elements(1)? as usize];
-                variable
-                    .initializer
-                    .fill(variable.seed, &variable.name, &mut values);
-                session.variables.push(values);
-                session.infos.push(ParameterInfo {
-                    name: variable.name.clone(),
-                    shape: shape.at(1),
-                    role: variable.role,
-                });
-                known.insert(
-                    variable.name.clone(),
-                    (index, variable.clone(), shape.clone()),
-                );
-                variables.push(index);
-            }
+        for number in 0..session.variables.infos.len() {
+            session.values.push(session.variables.initial(number)?);
+        }
+        for (plan, variables) in plans.into_iter().zip(session.variables.of_plans.clone()) {
             let constants = plan
                 .constants
                 .iter()
@@ -129,25 +102,35 @@ impl CpuSession {
     }
 
     fn opened(&self, plan: usize) -> Result<&Opened, Error> {
-        self.plans.get(plan).ok_or_else(|| {
-            let message = format!(
-                "the session has {} plans, not one numbered {plan}",
-                self.plans.len()
-            );
-            Error::new("model.plan", message)
+        let count = self.plans.len();
+        self.plans.get(plan).ok_or_else(|| no_plan(count, plan))
+    }
+
+    /// A result's bytes at a batch size.
+    fn bytes(&self, plan: usize, value: Value, batch: usize) -> Result<&[u8], Error> {
+        let opened = self.opened(plan)?;
+        let bytes = opened.plan.bytes(value, batch as u64)? as usize;
+        Ok(match opened.plan.places[value.index()] {
+            Place::Arena(offset) => {
+                &bytemuck::cast_slice(&self.arena)[offset as usize..offset as usize + bytes]
+            }
+            Place::Variable(i) => bytemuck::cast_slice(&self.values[opened.variables[i]]),
+            Place::Constant(i) => &bytemuck::cast_slice(&opened.constants[i])[..bytes],
+            Place::Nowhere => &[],
         })
     }
 
-    fn find(&self, name: &str) -> Result<usize, Error> {
-        self.infos
-            .iter()
-            .position(|info| info.name == name)
-            .ok_or_else(|| {
-                Error::new(
-                    "model.parameter",
-                    format!("the session has no parameter `{name}`"),
-                )
-            })
+    /// Adds the run's scalar outputs to their sums.
+    fn sum_scalars(&mut self, plan: usize, batch: usize) -> Result<(), Error> {
+        let values = self.opened(plan)?.plan.scalars().map(|port| {
+            let bytes = self.bytes(plan, port.value, batch)?;
+            Ok(bytes
+                .first_chunk()
+                .map_or(f32::NAN, |four| f32::from_le_bytes(*four)))
+        });
+        let values = values.collect::<Result<Vec<f32>, Error>>()?;
+        self.sums.add(plan, batch, values.into_iter());
+        Ok(())
     }
 
     /// Copies the inputs to their places, after checking all of them.
@@ -157,56 +140,15 @@ impl CpuSession {
         batch: usize,
         inputs: &[(&str, &HostTensor)],
     ) -> Result<(), Error> {
-        let refuse = |message: String| Err(Error::new("model.input", message));
-        let opened = self.opened(plan)?;
-        let most = opened.plan.max_batch;
-        if batch == 0 || batch as u64 > most {
-            return refuse(format!(
-                "a batch of {batch} samples; the plan takes 1 to {most}"
-            ));
-        }
-        let known = || {
-            let names: Vec<_> = opened.plan.inputs.iter().map(|port| &*port.name).collect();
-            if names.is_empty() {
-                "none".to_owned()
-            } else {
-                names.join(", ")
-            }
-        };
-        for (name, _) in inputs {
-            if !opened.plan.inputs.iter().any(|port| port.name == *name) {
-                return refuse(format!(
-                    "the plan has no input `{name}`; its inputs: {}",
-                    known()
-                ));
-            }
-        }
-        let mut copies = Vec::with_capacity(inputs.len());
-        for port in &opened.plan.inputs {
-            let Some((_, tensor)) = inputs.iter().find(|(name, _)| *name == port.name) else {
-                return refuse(format!(
-                    "the input `{}` is missing; the plan takes {}",
-                    port.name,
-                    known()
-                ));
-            };
-            if tensor.dtype() != port.dtype || tensor.shape() != port.shape.at(batch) {
-                return refuse(format!(
-                    "the input `{}` is {} {:?}, not {} {:?}",
-                    port.name,
-                    tensor.dtype(),
-                    tensor.shape(),
-                    port.dtype,
-                    port.shape.at(batch)
-                ));
-            }
-            if let Place::Arena(offset) = opened.plan.places[port.value.index()] {
-                copies.push((offset as usize, *tensor));
-            }
-        }
+        let count = self.plans.len();
+        let opened = self.plans.get(plan).ok_or_else(|| no_plan(count, plan))?;
+        let tensors = check_inputs(&opened.plan, batch, inputs)?;
         let arena: &mut [u8] = bytemuck::cast_slice_mut(&mut self.arena);
-        for (offset, tensor) in copies {
-            arena[offset..offset + tensor.bytes().len()].copy_from_slice(tensor.bytes());
+        for (port, tensor) in opened.plan.inputs.iter().zip(tensors) {
+            if let Place::Arena(offset) = opened.plan.places[port.value.index()] {
+                let (start, bytes) = (offset as usize, tensor.bytes());
+                arena[start..start + bytes.len()].copy_from_slice(bytes);
+            }
         }
         Ok(())
     }
@@ -220,7 +162,7 @@ impl CpuSession {
             opened,
             batch,
             parallel: self.pool.is_some(),
-            variables: &mut self.variables,
+            variables: &mut self.values,
             arena: &mut self.arena,
             workspace: &mut self.workspace,
             transforms: &self.transforms,
@@ -260,59 +202,33 @@ impl Session for CpuSession {
             None => self.run_steps(plan, batch, cancel)?,
         }
         self.last = Some((plan, batch));
-        Ok(())
+        self.sum_scalars(plan, batch)
     }
 
-    fn output(&self, plan: usize, name: &str) -> Result<HostTensor, Error> {
-        let opened = self.opened(plan)?;
-        let refuse = |message: String| Error::new("model.output", message);
-        let port = opened
-            .plan
-            .outputs
-            .iter()
-            .find(|port| port.name == name)
-            .ok_or_else(|| {
-                let names: Vec<_> = opened.plan.outputs.iter().map(|port| &*port.name).collect();
-                refuse(format!(
-                    "the plan has no output `{name}`; its outputs: {}",
-                    names.join(", ")
-                ))
-            })?;
-        let Some((_, batch)) = self.last.filter(|(last, _)| *last == plan) else {
-            return Err(refuse(format!(
-                "plan {plan} is not the one that ran last, without an error"
-            )));
-        };
-        let bytes = opened.plan.bytes(port.value, batch as u64)? as usize;
-        let bytes = match opened.plan.places[port.value.index()] {
-            Place::Arena(offset) => {
-                &bytemuck::cast_slice(&self.arena)[offset as usize..offset as usize + bytes]
-            }
-            Place::Variable(i) => bytemuck::cast_slice(&self.variables[opened.variables[i]]),
-            Place::Constant(i) => &bytemuck::cast_slice(&opened.constants[i])[..bytes],
-            Place::Nowhere => &[],
-        };
-        HostTensor::new(port.dtype, port.shape.at(batch), bytes.to_vec())
+    fn output(&mut self, plan: usize, name: &str) -> Result<HostTensor, Error> {
+        let (port, batch) = check_output(&self.opened(plan)?.plan, plan, name, self.last)?;
+        let bytes = self.bytes(plan, port.value, batch)?.to_vec();
+        HostTensor::new(port.dtype, port.shape.at(batch), bytes)
+    }
+
+    fn mean(&mut self, plan: usize, name: &str) -> Result<f64, Error> {
+        self.sums.take(plan, name)
     }
 
     fn parameters(&self) -> Vec<ParameterInfo> {
-        self.infos.clone()
+        self.variables.infos.clone()
     }
 
-    fn download(&self, name: &str) -> Result<HostTensor, Error> {
-        let index = self.find(name)?;
-        HostTensor::from_f32(&self.infos[index].shape, &self.variables[index])
+    fn download(&mut self, name: &str) -> Result<HostTensor, Error> {
+        let number = self.variables.find(name)?;
+        HostTensor::from_f32(&self.variables.infos[number].shape, &self.values[number])
     }
 
     fn upload(&mut self, name: &str, value: &HostTensor) -> Result<(), Error> {
-        let index = self.find(name)?;
-        let shape = &self.infos[index].shape;
-        let Some(values) = value.to_f32().filter(|_| value.shape() == shape) else {
-            let (dtype, given) = (value.dtype(), value.shape());
-            let message = format!("`{name}` is float32 {shape:?}, not {dtype} {given:?}");
-            return Err(Error::new("model.parameter", message));
-        };
-        self.variables[index] = values;
+        let number = self.variables.accept(name, value)?;
+        if let Some(values) = value.to_f32() {
+            self.values[number] = values;
+        }
         Ok(())
     }
 
@@ -334,7 +250,7 @@ impl Session for CpuSession {
         let constants = self.plans.iter().flat_map(|opened| &opened.constants);
         lines(&self.arena)
             + floats(&self.workspace)
-            + self.variables.iter().map(floats).sum::<u64>()
+            + self.values.iter().map(floats).sum::<u64>()
             + constants.map(lines).sum::<u64>()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use realfft::num_complex::Complex32;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 
-use super::walk::chunks;
+use super::chunks::chunks;
 use crate::ops::signal::{Stft, Window};
 
 /// What a transform needs that depends on its attributes alone.

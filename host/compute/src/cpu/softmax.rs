@@ -1,6 +1,6 @@
 //! Softmax kernels, shifted by the largest element so that nothing overflows.
 
-use super::walk::{CHUNK, chunks};
+use super::chunks::{CHUNK, chunks};
 
 /// The length of a line along an axis, and the distance between its elements.
 fn lines(shape: &[usize], axis: usize) -> (usize, usize) {

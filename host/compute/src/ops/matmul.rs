@@ -35,45 +35,49 @@ pub(crate) fn matmul(a: &Node, b: &Node, (ta, tb): (bool, bool)) -> Result<Typed
     Ok((a.dtype, shape))
 }
 
-/// y = a·b: da = dy·bᵀ, db = aᵀ·dy, summed over broadcast leading axes.
+/// y = a·b + bias: da = dy·bᵀ, db = aᵀ·dy, summed over broadcast leading axes, dbias = Σ dy.
 pub(crate) fn gradient(
     g: &mut Builder,
     (ta, tb): (bool, bool),
-    a: Value,
-    b: Value,
+    inputs: &[Value],
     dy: Value,
 ) -> Result<Vec<Option<Value>>, Error> {
+    let (a, b) = (inputs[0], inputs[1]);
     let da = if ta {
-        g.product(b, dy, (tb, true))?
+        g.product(b, dy, (tb, true), None)?
     } else {
-        g.product(dy, b, (false, !tb))?
+        g.product(dy, b, (false, !tb), None)?
     };
     let db = if tb {
-        g.product(dy, a, (true, ta))?
+        g.product(dy, a, (true, ta), None)?
     } else {
-        g.product(a, dy, (!ta, false))?
+        g.product(a, dy, (!ta, false), None)?
     };
-    Ok(vec![
-        Some(g.reduce_like(da, a)?),
-        Some(g.reduce_like(db, b)?),
-    ])
+    let mut gradients = vec![Some(g.reduce_like(da, a)?), Some(g.reduce_like(db, b)?)];
+    if let Some(&bias) = inputs.get(2) {
+        gradients.push(Some(g.reduce_like(dy, bias)?));
+    }
+    Ok(gradients)
 }
 
 impl Builder {
+    /// a·b, plus a bias `[columns]` that the caller has checked.
     pub(crate) fn product(
         &mut self,
         a: Value,
         b: Value,
         transpose: (bool, bool),
+        bias: Option<Value>,
     ) -> Result<Value, Error> {
         let typed = matmul(self.operand(a)?, self.operand(b)?, transpose)?;
         let (transpose_a, transpose_b) = transpose;
+        let inputs: Vec<Value> = [a, b].into_iter().chain(bias).collect();
         self.push(
             Op::Matmul {
                 transpose_a,
                 transpose_b,
             },
-            &[a, b],
+            &inputs,
             typed,
         )
     }

@@ -104,6 +104,7 @@ pub(crate) enum Op {
     Row {
         index: usize,
     },
+    /// (a, b) or (a, b, bias `[columns]`).
     Matmul {
         transpose_a: bool,
         transpose_b: bool,
@@ -224,7 +225,7 @@ pub(crate) fn gradient(b: &mut Builder, y: Value, dy: Value) -> Result<Vec<Optio
         Op::Matmul {
             transpose_a,
             transpose_b,
-        } => matmul::gradient(b, (*transpose_a, *transpose_b), x[0], x[1], dy),
+        } => matmul::gradient(b, (*transpose_a, *transpose_b), x, dy),
         Op::Conv2d(conv) => conv::gradient(b, conv, x, dy),
         Op::Pool2d(pool) => {
             let (dtype, shape) = (node.dtype, b.node(x[0]).shape.clone());

@@ -35,32 +35,15 @@ pub struct Session {
 /// What the host knows of a plan of a session.
 struct OpenPlan {
     inputs: Vec<(String, DType, compute::Shape)>,
-    /// Scalar outputs: sum over samples since the last `mean`.
-    scalars: HashMap<String, Sum>,
-}
-
-/// A sum over samples.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    total: f64,
-    samples: u64,
 }
 
 impl OpenPlan {
     fn new(plan: &compute::Plan) -> Self {
-        let scalar =
-            |port: &&compute::plan::Port| port.dtype == DType::F32 && port.shape.0.is_empty();
         Self {
             inputs: plan
                 .inputs()
                 .iter()
                 .map(|port| (port.name.clone(), port.dtype, port.shape.clone()))
-                .collect(),
-            scalars: plan
-                .outputs()
-                .iter()
-                .filter(scalar)
-                .map(|port| (port.name.clone(), Sum::default()))
                 .collect(),
         }
     }
@@ -90,7 +73,7 @@ impl OpenPlan {
 }
 
 impl Session {
-    /// Runs a plan and adds up its scalar outputs.
+    /// Runs a plan.
     fn run(
         &mut self,
         plan: usize,
@@ -102,16 +85,7 @@ impl Session {
             let message = "the lease of this session was dropped: open another on a new lease";
             return Err(HostError::new("device.released", message));
         }
-        self.session.run(plan, batch, inputs, cancelled)?;
-        let open = self.plans.get_mut(plan).ok_or_else(|| no_plan(plan))?;
-        for (name, sum) in &mut open.scalars {
-            let value = self.session.output(plan, name)?.to_f32();
-            if let Some(value) = value.and_then(|values| values.first().copied()) {
-                sum.total += f64::from(value) * batch as f64;
-                sum.samples += batch as u64;
-            }
-        }
-        Ok(())
+        Ok(self.session.run(plan, batch, inputs, cancelled)?)
     }
 
     fn plan(&self, plan: usize) -> Result<&OpenPlan> {
@@ -243,18 +217,7 @@ impl model::HostSession for State {
 
     fn mean(&mut self, session: Resource<Session>, plan: u32, output: String) -> Result<f64> {
         let session = self.table.get_mut(&session)?;
-        let plan = plan as usize;
-        let open = session.plans.get_mut(plan).ok_or_else(|| no_plan(plan))?;
-        let sum = open.scalars.get_mut(&output).ok_or_else(|| {
-            let message = format!("plan {plan} has no scalar float32 output `{output}`");
-            HostError::new("model.output", message)
-        })?;
-        let Sum { total, samples } = std::mem::take(sum);
-        Ok(if samples == 0 {
-            f64::NAN
-        } else {
-            total / samples as f64
-        })
+        Ok(session.session.mean(plan as usize, &output)?)
     }
 
     fn read(
@@ -269,7 +232,7 @@ impl model::HostSession for State {
             let message = format!("{length} bytes: at most {READ_BYTES} are read at once");
             return Err(HostError::new("model.range", message));
         }
-        let session = &self.table.get(&session)?.session;
+        let session = &mut self.table.get_mut(&session)?.session;
         let tensor = session.output(plan as usize, &output)?;
         let bytes = tensor.bytes();
         let start = usize::try_from(offset)
@@ -285,7 +248,7 @@ impl model::HostSession for State {
         plan: u32,
         output: String,
     ) -> Result<Vec<u32>> {
-        let session = &self.table.get(&session)?.session;
+        let session = &mut self.table.get_mut(&session)?.session;
         let tensor = session.output(plan as usize, &output)?;
         let size = |&size: &usize| u32::try_from(size).unwrap_or(u32::MAX);
         Ok(tensor.shape().iter().map(size).collect())
@@ -297,7 +260,7 @@ impl model::HostSession for State {
         name: String,
         metadata: Vec<(String, String)>,
     ) -> Result<()> {
-        let session = &self.table.get(&session)?.session;
+        let session = &mut self.table.get_mut(&session)?.session;
         let mut tensors = Vec::new();
         let mut bytes: u64 = metadata
             .iter()

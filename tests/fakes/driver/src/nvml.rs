@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 
+use crate::processes;
 use crate::scenario::{Gpu, Profile, Scenario};
 
 const SUCCESS: c_uint = 0;
@@ -120,19 +121,6 @@ fn fixed<const N: usize>(text: &str) -> [c_char; N] {
     out
 }
 
-/// Defines functions that C calls by these names.
-macro_rules! exported {
-    ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $T:ty),*) $body:block)*) => {
-        $(
-            $(#[$doc])*
-            // SAFETY: the names are NVML's own, which nothing else in this library defines.
-            #[unsafe(no_mangle)]
-            #[allow(non_snake_case, reason = "NVML's names")]
-            pub extern "C" fn $name($($argument: $T),*) -> c_uint $body
-        )*
-    };
-}
-
 exported! {
     /// Starts NVML.
     fn nvmlInit_v2() {
@@ -172,8 +160,7 @@ exported! {
     /// A GPU's identity.
     fn nvmlDeviceGetUUID(device: *mut c_void, uuid: *mut c_char, length: c_uint) {
         about("nvmlDeviceGetUUID", device, |gpu, _, number| {
-            let own = format!("GPU-00000000-0000-4000-8000-{:012x}", number + 1);
-            put_text(uuid, length, gpu.uuid.as_deref().unwrap_or(&own))
+            put_text(uuid, length, &gpu.identity(number as usize))
         })
     }
 
@@ -208,16 +195,15 @@ exported! {
 
     /// A GPU's memory.
     fn nvmlDeviceGetMemoryInfo_v2(device: *mut c_void, memory: *mut Memory) {
-        about("nvmlDeviceGetMemoryInfo_v2", device, |gpu, profile, _| {
-            let (total, reserved, idle) = profile.memory_mib;
-            let used = gpu.used_mib.unwrap_or(idle);
-            let bytes = |mib: u64| mib << 20;
+        about("nvmlDeviceGetMemoryInfo_v2", device, |gpu, profile, number| {
+            let (total, reserved, taken) = gpu.memory_bytes(profile);
+            let used = taken + processes::used_bytes(number as usize);
             put(memory, Memory {
                 version: (size_of::<Memory>() | 2 << 24) as c_uint,
-                total: bytes(total),
-                reserved: bytes(reserved),
-                free: bytes(total.saturating_sub(reserved + used)),
-                used: bytes(used),
+                total,
+                reserved,
+                free: total.saturating_sub(reserved + used),
+                used,
             })
         })
     }

@@ -11,13 +11,19 @@
 //! temperature = 70             # °C
 //! power = 300.5                # W
 //! utilization = 95             # percent
+//! free_bytes = 100000000       # memory left to all processes together, instead of the profile's
 //! lost = true                  # it fell off the bus: NVML_ERROR_GPU_IS_LOST
 //!
 //! [[fault]]
 //! function = "nvmlDeviceGetName"
 //! code = 999                   # what the function returns; 13 is NVML_ERROR_FUNCTION_NOT_FOUND
 //! hang = true                  # or: it never returns
+//! call = 3                     # only a process's third call of it
 //! ```
+//!
+//! A fault of `cuLaunchKernel` counts the kernels that run, those of graphs among them, and shows
+//! where the host next waits for the GPU, as on a real one. The codes of `cuda.h` after which a
+//! process cannot go on (700, 719, …) stay.
 
 use serde::Deserialize;
 
@@ -45,7 +51,7 @@ pub struct Profile {
     pub pci_device: u32,
 }
 
-/// The captures: of an RTX 3090 from telegraf's test data, of the others from NVIDIA's
+/// The captures (the V100's figures are from its data sheet): of an RTX 3090 from telegraf's test data, of the others from NVIDIA's
 /// k8s-test-infra (Apache-2.0).
 pub const PROFILES: &[Profile] = &[
     Profile {
@@ -67,6 +73,16 @@ pub const PROFILES: &[Profile] = &[
         power: 33.51,
         power_limit: 70.0,
         pci_device: 0x1EB8_10DE,
+    },
+    Profile {
+        key: "v100",
+        name: "Tesla V100-SXM2-16GB",
+        compute_capability: (7, 0),
+        memory_mib: (16384, 230, 0),
+        temperature: 35,
+        power: 41.0,
+        power_limit: 300.0,
+        pci_device: 0x1DB1_10DE,
     },
     Profile {
         key: "a100",
@@ -147,6 +163,8 @@ pub struct Gpu {
     /// Percent.
     #[serde(default)]
     pub utilization: u32,
+    /// Memory left to all processes together, in bytes.
+    pub free_bytes: Option<u64>,
     /// Whether it fell off the bus.
     #[serde(default)]
     pub lost: bool,
@@ -164,6 +182,8 @@ pub struct Fault {
     /// Whether it never returns.
     #[serde(default)]
     pub hang: bool,
+    /// Which of a process's calls fails, from 1; every one where none is given.
+    pub call: Option<u64>,
 }
 
 fn default_driver() -> String {
@@ -188,6 +208,23 @@ impl Scenario {
 }
 
 impl Gpu {
+    /// Identity: `GPU-` and five groups of hexadecimal digits.
+    pub fn identity(&self, number: usize) -> String {
+        let own = || format!("GPU-00000000-0000-4000-8000-{:012x}", number + 1);
+        self.uuid.clone().unwrap_or_else(own)
+    }
+
+    /// Memory in bytes: all of it, the driver's reserve, and what other programs take.
+    pub fn memory_bytes(&self, profile: &Profile) -> (u64, u64, u64) {
+        let (total, reserved, idle) = profile.memory_mib;
+        let (total, reserved) = (total << 20, reserved << 20);
+        let taken = self.free_bytes.map_or_else(
+            || self.used_mib.unwrap_or(idle) << 20,
+            |free| total.saturating_sub(reserved + free),
+        );
+        (total, reserved, taken)
+    }
+
     /// The capture it is like. Errors: the profiles that exist.
     pub fn profile(&self) -> Result<&'static Profile, String> {
         PROFILES

@@ -1,30 +1,5 @@
 //! Walking tensors by index: broadcasting, permuting and reducing are strides.
 
-/// Elements of a chunk of work. Chunks depend on shapes alone, so that results do not depend on the
-/// number of threads.
-pub(crate) const CHUNK: usize = 1 << 14;
-
-/// Calls `work` with the number of every chunk of `size` elements and the chunk, side by side where
-/// `parallel`.
-pub(crate) fn chunks<T: Send>(
-    parallel: bool,
-    out: &mut [T],
-    size: usize,
-    work: impl Fn(usize, &mut [T]) + Sync + Send,
-) {
-    use rayon::prelude::*;
-    let size = size.max(1);
-    if parallel && out.len() > size {
-        out.par_chunks_mut(size)
-            .enumerate()
-            .for_each(|(i, chunk)| work(i, chunk));
-    } else {
-        out.chunks_mut(size)
-            .enumerate()
-            .for_each(|(i, chunk)| work(i, chunk));
-    }
-}
-
 /// Strides, in elements, of a row-major tensor.
 pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
@@ -50,8 +25,10 @@ pub(crate) fn broadcast(shape: &[usize], target: &[usize]) -> Vec<usize> {
 /// strides of all operands allow it.
 #[derive(Debug)]
 pub(crate) struct Walk<const N: usize> {
-    sizes: Vec<usize>,
-    strides: Vec<[usize; N]>,
+    /// Of the merged axes, the last of which runs fastest.
+    pub(crate) sizes: Vec<usize>,
+    /// Of each operand along them.
+    pub(crate) strides: Vec<[usize; N]>,
 }
 
 impl<const N: usize> Walk<N> {

@@ -1,0 +1,159 @@
+//! Convolutions: implicit matrix products, in tiles where a group has channels enough to fill one.
+
+use bytemuck::{NoUninit, Pod, Zeroable};
+
+use super::lower::Lowering;
+use super::program::Launch;
+use crate::error::Error;
+use crate::ops::conv::{Conv2d, Geometry};
+use crate::ops::reduce::Reduction;
+
+/// Results of a tile along each side.
+const TILE: usize = 64;
+/// Groups with fewer rows of results than this are computed without tiles.
+const LEAST_ROWS: usize = 8;
+
+/// `Conv` of conv.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Conv {
+    batch: u32,
+    channels: u32,
+    height: u32,
+    width: u32,
+    out: u32,
+    rows: u32,
+    columns: u32,
+    kernel: [u32; 2],
+    stride: [u32; 2],
+    padding: [u32; 2],
+    dilation: [u32; 2],
+    groups: u32,
+}
+
+impl Conv {
+    fn new(c: &Conv2d, x: &[usize], weight: &[usize]) -> Result<(Self, Geometry), Error> {
+        let overflow = || Error::shape("conv2d: sizes overflow");
+        let g = Geometry::new(c, x, weight).ok_or_else(overflow)?;
+        let conv = Self {
+            batch: g.batch as u32,
+            channels: g.channels as u32,
+            height: g.height as u32,
+            width: g.width as u32,
+            out: g.out as u32,
+            rows: g.rows as u32,
+            columns: g.columns as u32,
+            kernel: [g.kernel.0 as u32, g.kernel.1 as u32],
+            stride: [c.stride.0, c.stride.1],
+            padding: [c.padding.0, c.padding.1],
+            dilation: [c.dilation.0, c.dilation.1],
+            groups: c.groups,
+        };
+        Ok((conv, g))
+    }
+}
+
+/// Whether a product of `groups` matrices of `m` rows is computed by tiles: a grid has at most
+/// 65,535 blocks along y and z.
+fn tileable(m: usize, groups: usize) -> bool {
+    (LEAST_ROWS..=65_535 * TILE).contains(&m) && groups <= 65_535
+}
+
+fn add<T: NoUninit>(launch: Launch, addresses: &[T]) -> Launch {
+    addresses
+        .iter()
+        .fold(launch, |launch, &address| launch.with(address))
+}
+
+impl Lowering<'_> {
+    /// A product of `groups` matrices `[m, n]`: by tiles, or a thread a result.
+    fn product(
+        &mut self,
+        kernels: [&'static str; 2],
+        conv: Conv,
+        (m, n): (usize, usize),
+        addresses: &[u64],
+    ) {
+        let groups = conv.groups as usize;
+        if !tileable(m, groups) {
+            let launch = add(Launch::threads(kernels[1], groups * m * n), addresses);
+            self.launch(launch.with(conv).count(groups * m * n));
+        } else {
+            let blocks = [n.div_ceil(TILE), m.div_ceil(TILE), groups];
+            let launch = add(Launch::blocks(kernels[0], blocks), addresses);
+            self.launch(launch.with(conv));
+        }
+    }
+
+    /// `addresses`: x, weight, bias (0 for none), y.
+    pub(super) fn conv2d(
+        &mut self,
+        c: &Conv2d,
+        x: &[usize],
+        weight: &[usize],
+        addresses: [u64; 4],
+    ) -> Result<(), Error> {
+        let (conv, g) = Conv::new(c, x, weight)?;
+        let sizes = (g.out / c.groups as usize, g.batch * g.pixels());
+        self.product(["conv2d_tiled", "conv2d_direct"], conv, sizes, &addresses);
+        Ok(())
+    }
+
+    /// `addresses`: dy, weight, dx.
+    pub(super) fn conv2d_input_gradient(
+        &mut self,
+        c: &Conv2d,
+        x: &[usize],
+        weight: &[usize],
+        addresses: [u64; 3],
+    ) -> Result<(), Error> {
+        let (conv, g) = Conv::new(c, x, weight)?;
+        let sizes = (g.channels / c.groups as usize, g.batch * g.height * g.width);
+        let kernels = [
+            "conv2d_input_gradient_tiled",
+            "conv2d_input_gradient_direct",
+        ];
+        self.product(kernels, conv, sizes, &addresses);
+        Ok(())
+    }
+
+    /// `addresses`: x, dy, dweight.
+    pub(super) fn conv2d_weight_gradient(
+        &mut self,
+        c: &Conv2d,
+        x: &[usize],
+        weight: &[usize],
+        [x_at, dy, dweight]: [u64; 3],
+    ) -> Result<(), Error> {
+        let (conv, g) = Conv::new(c, x, weight)?;
+        let groups = c.groups as usize;
+        let (m, n) = (g.out / groups, g.patch());
+        let results = groups * m * n;
+        if !tileable(m, groups) {
+            let launch = Launch::each("conv2d_weight_gradient_direct", results);
+            let launch = launch.with(x_at).with(dy).with(dweight).with(conv);
+            self.launch(launch.count(results));
+            return Ok(());
+        }
+        let tiles = [n.div_ceil(TILE), m.div_ceil(TILE)];
+        let blocks = tiles[0] * tiles[1] * groups;
+        let splits = self
+            .splits(results, blocks, g.batch * g.pixels())
+            .min(65_535 / groups);
+        let parts = if splits > 1 {
+            self.workspace((results * splits) as u64 * 4)
+        } else {
+            dweight
+        };
+        let launch = Launch::blocks(
+            "conv2d_weight_gradient_tiled",
+            [tiles[0], tiles[1], groups * splits],
+        );
+        let launch = launch.with(x_at).with(dy).with(parts).with(conv);
+        self.launch(launch.count(splits).count(results));
+        if splits > 1 {
+            self.join(Reduction::Sum, parts, dweight, results, splits);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! Where a session keeps what on the GPU: one allocation, with every place known before it is made.
+
+use std::collections::HashMap;
+
+use super::blas;
+use super::lower::{Addresses, STEP_BYTES, groups, lower};
+use super::program::{ErrorWord, Target};
+use super::signal;
+use crate::error::Error;
+use crate::ops::Op;
+use crate::ops::signal::Stft;
+use crate::plan::Plan;
+
+/// Every part starts at a multiple of this many bytes, as cudaMalloc's results do.
+const ALIGNMENT: u64 = 256;
+/// The driver gives memory in multiples of so many bytes.
+const GRANULE: u64 = 2 << 20;
+/// Batches that are on their way to the GPU, or run there, at once.
+pub(super) const SLOTS: usize = 2;
+
+/// Offsets in bytes from the start of a session's memory.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// By variable name.
+    pub(super) variables: HashMap<String, u64>,
+    /// By plan.
+    pub(super) plans: Vec<PlanLayout>,
+    pub(super) tables: Vec<(Stft, u64)>,
+    /// Error word and scalars.
+    pub(super) results: u64,
+    pub(super) results_bytes: u64,
+    pub(super) arena: u64,
+    pub(super) workspace: u64,
+    pub(super) workspace_bytes: u64,
+    pub(super) blas: u64,
+    pub(super) staging: [u64; SLOTS],
+    pub(super) staging_bytes: u64,
+    /// All of it, as the driver gives it.
+    pub(super) total_bytes: u64,
+}
+
+/// The parts of one plan.
+#[derive(Debug)]
+pub(super) struct PlanLayout {
+    pub(super) constants: Vec<u64>,
+    pub(super) targets: u64,
+    pub(super) steps: u64,
+    /// Of each input within a staging buffer, then of the step values; all bytes of a run.
+    pub(super) staged: Vec<u64>,
+}
+
+struct Cursor(u64);
+
+impl Cursor {
+    fn take(&mut self, bytes: u64) -> u64 {
+        let at = self.0;
+        self.0 = at.saturating_add(bytes).next_multiple_of(ALIGNMENT);
+        at
+    }
+}
+
+impl Layout {
+    /// The places for plans that share a session. Errors: `graph.limit`.
+    pub(super) fn new(plans: &[&Plan]) -> Result<Self, Error> {
+        let mut cursor = Cursor(0);
+        let mut variables = HashMap::new();
+        for (variable, shape) in plans.iter().flat_map(|plan| &plan.variables) {
+            if !variables.contains_key(&variable.name) {
+                let at = cursor.take(shape.elements(1)? * 4);
+                variables.insert(variable.name.clone(), at);
+            }
+        }
+        let mut tables: Vec<(Stft, u64)> = Vec::new();
+        let mut layouts = Vec::new();
+        let (mut staging_bytes, mut scalar_count) = (0, 0);
+        for plan in plans {
+            let constants = plan
+                .constants
+                .iter()
+                .map(|&v| Ok(cursor.take(plan.bytes(v, 1)?)));
+            let constants = constants.collect::<Result<_, Error>>()?;
+            for &step in &plan.steps {
+                if let Op::StftPower(stft) | Op::StftPowerGradient(stft) = &plan.graph.node(step).op
+                    && !tables.iter().any(|(known, _)| known == stft)
+                {
+                    tables.push((*stft, cursor.take(signal::table_bytes(stft))));
+                }
+            }
+            let groups = groups(plan);
+            let targets: usize = groups.iter().map(|group| group.nodes.len()).sum();
+            let mut staged = Cursor(0);
+            let inputs = plan
+                .inputs
+                .iter()
+                .map(|port| Ok(staged.take(plan.bytes(port.value, plan.max_batch)?)));
+            let mut places: Vec<u64> = inputs.collect::<Result<_, Error>>()?;
+            places.push(staged.take(groups.len() as u64 * STEP_BYTES));
+            staging_bytes = staging_bytes.max(staged.0);
+            scalar_count = scalar_count.max(plan.scalars().count());
+            layouts.push(PlanLayout {
+                constants,
+                targets: cursor.take((targets * size_of::<Target>()) as u64),
+                steps: cursor.take(groups.len() as u64 * STEP_BYTES),
+                staged: places,
+            });
+        }
+        let results_bytes = (size_of::<ErrorWord>() + 4 * scalar_count) as u64;
+        let results = cursor.take(results_bytes);
+        let arena = cursor.take(plans.iter().map(|plan| plan.arena_bytes).max().unwrap_or(0));
+        let mut workspace_bytes = 0;
+        let mut multiplies = false;
+        for plan in plans {
+            let unplaced = Addresses {
+                variables: vec![0; plan.variables.len()],
+                constants: vec![0; plan.constants.len()],
+                ..Addresses::default()
+            };
+            let batch = usize::try_from(plan.max_batch).unwrap_or(usize::MAX);
+            let lowered = lower(plan, batch, &unplaced, None)?;
+            workspace_bytes = workspace_bytes.max(lowered.workspace_bytes);
+            multiplies |= plan
+                .steps
+                .iter()
+                .any(|&step| matches!(plan.graph.node(step).op, Op::Matmul { .. }));
+        }
+        let workspace = cursor.take(workspace_bytes);
+        let blas = cursor.take(if multiplies { blas::WORKSPACE_BYTES } else { 0 });
+        let staging = std::array::from_fn(|_| cursor.take(staging_bytes));
+        Ok(Self {
+            variables,
+            plans: layouts,
+            tables,
+            results,
+            results_bytes,
+            arena,
+            workspace,
+            workspace_bytes,
+            blas,
+            staging,
+            staging_bytes,
+            total_bytes: cursor.0.max(1).next_multiple_of(GRANULE),
+        })
+    }
+
+    /// The addresses of a plan's values, where the session's memory starts at `base`.
+    pub(super) fn addresses(&self, plan: usize, of: &Plan, base: u64) -> Addresses {
+        let own = &self.plans[plan];
+        Addresses {
+            arena: base + self.arena,
+            workspace: base + self.workspace,
+            variables: of
+                .variables
+                .iter()
+                .map(|(v, _)| base + self.variables[&v.name])
+                .collect(),
+            constants: own.constants.iter().map(|offset| base + offset).collect(),
+            tables: self
+                .tables
+                .iter()
+                .map(|(stft, offset)| (*stft, base + offset))
+                .collect(),
+            targets: base + own.targets,
+            steps: base + own.steps,
+            results: base + self.results,
+        }
+    }
+}

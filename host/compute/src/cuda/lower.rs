@@ -1,0 +1,690 @@
+//! Turns a plan at a batch size into commands: which kernels, on how many blocks, with which
+//! addresses. Everything follows from shapes, so that a plan's commands are the same on every GPU.
+
+use std::collections::HashMap;
+
+use super::blas;
+use super::program::{Command, Launch, Pair, Strided};
+use super::signal;
+use crate::dtype::DType;
+use crate::error::Error;
+use crate::graph::{Node, Value};
+use crate::ops::Op;
+use crate::ops::elementwise::{Binary, Unary};
+use crate::ops::optimizer::Optimizer;
+use crate::ops::reduce::Reduction;
+use crate::ops::signal::Stft;
+use crate::plan::{Place, Plan};
+use crate::walk::{Walk, broadcast, strides};
+
+/// Tensors of more elements are refused: kernels index with 32 bits.
+const MOST_ELEMENTS: u64 = (1 << 31) - 1;
+/// Reductions with fewer results than this many blocks are split.
+const SPLIT_BELOW: usize = 256;
+/// The least elements that a part of a split reduction adds up.
+const SPLIT_ELEMENTS: usize = 4096;
+
+/// Where everything is in the GPU's memory.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Addresses {
+    pub(super) arena: u64,
+    pub(super) workspace: u64,
+    /// By the plan's numbers.
+    pub(super) variables: Vec<u64>,
+    pub(super) constants: Vec<u64>,
+    /// Window and roots of each transform.
+    pub(super) tables: HashMap<Stft, u64>,
+    /// The plan's targets, and its groups' step values.
+    pub(super) targets: u64,
+    pub(super) steps: u64,
+    /// The error word, which the plan's scalar outputs follow.
+    pub(super) results: u64,
+}
+
+impl Addresses {
+    /// Where a value of the plan is; 0 for one that is never computed.
+    pub(super) fn of(&self, plan: &Plan, value: Value) -> u64 {
+        match plan.places[value.index()] {
+            Place::Nowhere => 0,
+            Place::Arena(offset) => self.arena + offset,
+            Place::Variable(i) => self.variables[i],
+            Place::Constant(i) => self.constants[i],
+        }
+    }
+}
+
+/// Optimizer steps of one rule, done in one launch.
+#[derive(Debug, Clone)]
+pub(super) struct Group {
+    pub(super) rule: Optimizer,
+    /// The plan's steps.
+    pub(super) nodes: Vec<Value>,
+}
+
+/// Bytes of a group's values of a step.
+pub(super) const STEP_BYTES: u64 = 16;
+/// The most parameters of one launch: the grid's limit along y.
+const GROUP_NODES: usize = 65_535;
+
+/// The plan's optimizer steps in groups: neighbours of one rule whose gradients are results, so
+/// that none sees another's change.
+pub(super) fn groups(plan: &Plan) -> Vec<Group> {
+    let mut groups: Vec<(Group, bool)> = Vec::new();
+    for &step in &plan.steps {
+        let node = plan.graph.node(step);
+        let Op::Optimize(rule) = &node.op else {
+            continue;
+        };
+        let alone = matches!(plan.places[node.inputs[1].index()], Place::Variable(_));
+        match groups.last_mut() {
+            Some((group, false))
+                if !alone && group.rule == *rule && group.nodes.len() < GROUP_NODES =>
+            {
+                group.nodes.push(step);
+            }
+            _ => groups.push((
+                Group {
+                    rule: *rule,
+                    nodes: vec![step],
+                },
+                alone,
+            )),
+        }
+    }
+    groups.into_iter().map(|(group, _)| group).collect()
+}
+
+/// What a step of a group needs that changes from step to step; see optimizer.cu.
+pub(super) fn step_values(rule: &Optimizer, rate: f64, step: u64) -> [f32; 4] {
+    match *rule {
+        Optimizer::Sgd { .. } => [rate as f32, 0.0, 0.0, 0.0],
+        Optimizer::Adam {
+            beta1,
+            beta2,
+            decay,
+            decoupled,
+            ..
+        } => {
+            let power = i32::try_from(step).unwrap_or(i32::MAX);
+            let shrink = if decoupled { 1.0 - rate * decay } else { 1.0 };
+            [
+                (rate / (1.0 - beta1.powi(power))) as f32,
+                (1.0 - beta2.powi(power)).sqrt() as f32,
+                shrink as f32,
+                0.0,
+            ]
+        }
+    }
+}
+
+/// A plan's commands at a batch size, and the bytes of workspace that they use.
+#[derive(Debug)]
+pub(super) struct Lowered {
+    pub(super) commands: Vec<Command>,
+    pub(super) workspace_bytes: u64,
+}
+
+/// Lowers a plan. `capacity` is the workspace that there is, in bytes; none while it is sought.
+/// Errors: `graph.limit` for a tensor of 2³¹ elements or more.
+pub(super) fn lower(
+    plan: &Plan,
+    batch: usize,
+    at: &Addresses,
+    capacity: Option<u64>,
+) -> Result<Lowered, Error> {
+    let mut lowering = Lowering {
+        plan,
+        batch,
+        at,
+        capacity: capacity.unwrap_or(u64::MAX),
+        commands: Vec::new(),
+        used: 0,
+    };
+    for value in plan
+        .inputs
+        .iter()
+        .map(|port| port.value)
+        .chain(plan.steps.iter().copied())
+    {
+        let elements = plan.graph.node(value).shape.elements(batch as u64)?;
+        if elements > MOST_ELEMENTS {
+            let message =
+                format!("a tensor of {elements} elements; a GPU's kernels take {MOST_ELEMENTS}");
+            return Err(Error::limit(message).at(value));
+        }
+    }
+    let mut optimized = false;
+    for &value in &plan.steps {
+        match &plan.graph.node(value).op {
+            Op::Optimize(_) if optimized => {}
+            Op::Optimize(_) => {
+                optimized = true;
+                lowering.optimize();
+            }
+            _ => lowering.step(value).map_err(|error| error.at(value))?,
+        }
+    }
+    lowering.gather_scalars();
+    Ok(Lowered {
+        commands: lowering.commands,
+        workspace_bytes: lowering.used,
+    })
+}
+
+pub(super) struct Lowering<'a> {
+    plan: &'a Plan,
+    batch: usize,
+    pub(super) at: &'a Addresses,
+    capacity: u64,
+    commands: Vec<Command>,
+    used: u64,
+}
+
+impl<'a> Lowering<'a> {
+    pub(super) fn launch(&mut self, launch: Launch) {
+        self.commands.push(Command::Launch(launch));
+    }
+
+    fn node(&self, value: Value) -> &'a Node {
+        self.plan.graph.node(value)
+    }
+
+    pub(super) fn shape(&self, value: Value) -> Vec<usize> {
+        self.node(value).shape.at(self.batch)
+    }
+
+    fn address(&self, value: Value) -> u64 {
+        self.at.of(self.plan, value)
+    }
+
+    /// The workspace, of at least so many bytes.
+    pub(super) fn workspace(&mut self, bytes: u64) -> u64 {
+        self.used = self.used.max(bytes.next_multiple_of(256));
+        self.at.workspace
+    }
+
+    /// How many parts a sum of `count` elements for each of `results` results is split into.
+    pub(super) fn splits(&self, results: usize, blocks: usize, count: usize) -> usize {
+        let wanted = (SPLIT_BELOW / blocks.max(1)).min(count / SPLIT_ELEMENTS);
+        let room = (self.capacity / 4 / results.max(1) as u64).min(65_535) as usize;
+        wanted.min(room).max(1)
+    }
+
+    /// Sums `splits` parts of `results` elements in the workspace.
+    pub(super) fn join(
+        &mut self,
+        kind: Reduction,
+        parts: u64,
+        out: u64,
+        results: usize,
+        splits: usize,
+    ) {
+        let kept = Strided::new(&[results], &[1]);
+        let reduced = Strided::new(&[splits], &[results]);
+        let kernel = if results == 1 {
+            "reduce_inner"
+        } else {
+            "reduce_outer"
+        };
+        let launch = Launch::blocks(kernel, [results.div_ceil(32).min(1 << 16), 1, 1])
+            .with(kind as i32)
+            .with(parts)
+            .with(out)
+            .with(kept)
+            .with(reduced)
+            .count(results)
+            .count(splits)
+            .count(1);
+        self.launch(launch);
+    }
+
+    fn step(&mut self, value: Value) -> Result<(), Error> {
+        let node = self.node(value);
+        let out = self.address(value);
+        let own = self.shape(value);
+        let n: usize = own.iter().product();
+        let x: Vec<u64> = node.inputs.iter().map(|&v| self.address(v)).collect();
+        let shape = |i: usize| node.inputs[i];
+        match &node.op {
+            Op::Unary(kind) => {
+                let (kind, a, b) = unary(*kind);
+                let launch = Launch::threads("unary", n.div_ceil(4))
+                    .with(kind)
+                    .with(a)
+                    .with(b);
+                self.launch(launch.with(x[0]).with(out).count(n));
+            }
+            Op::UnaryGradient(kind) => {
+                let (kind, a, b) = unary(*kind);
+                let launch = Launch::threads("unary_gradient", n.div_ceil(4));
+                let launch = launch.with(kind).with(a).with(b).with(x[0]).with(x[1]);
+                self.launch(launch.with(out).count(n));
+            }
+            Op::DivideBy(count) => {
+                let factor = 1.0 / count.at(self.batch as u64) as f32;
+                let (kind, ..) = unary(Unary::Affine {
+                    factor: 0.0,
+                    offset: 0.0,
+                });
+                let launch = Launch::threads("unary", n.div_ceil(4))
+                    .with(kind)
+                    .with(factor);
+                self.launch(launch.with(0.0f32).with(x[0]).with(out).count(n));
+            }
+            Op::Binary(kind) => {
+                let (a, b) = (self.shape(shape(0)), self.shape(shape(1)));
+                if a == own && b == own {
+                    let launch = Launch::threads("binary", n.div_ceil(4)).with(binary(*kind));
+                    self.launch(launch.with(x[0]).with(x[1]).with(out).count(n));
+                } else {
+                    let launch = Launch::threads("binary_broadcast", n).with(binary(*kind));
+                    let launch = launch.with(x[0]).with(x[1]).with(out);
+                    self.launch(launch.with(pair(&a, &b, &own)).count(n));
+                }
+            }
+            Op::ExtremumGradient { maximum } => {
+                let pair = pair(&self.shape(shape(0)), &self.shape(shape(1)), &own);
+                let launch = Launch::threads("extremum_gradient", n).with(i32::from(*maximum));
+                let launch = launch.with(x[0]).with(x[1]).with(x[2]).with(out);
+                self.launch(launch.with(pair).count(n));
+            }
+            Op::Equal => {
+                let pair = pair(&self.shape(shape(0)), &self.shape(shape(1)), &own);
+                let launch = Launch::threads("equal", n).with(type_of(self.node(shape(0)).dtype));
+                self.launch(launch.with(x[0]).with(x[1]).with(out).with(pair).count(n));
+            }
+            Op::Cast => {
+                let launch = Launch::threads("cast", n).with(type_of(self.node(shape(0)).dtype));
+                let launch = launch.with(type_of(node.dtype)).with(x[0]).with(out);
+                self.launch(launch.count(n));
+            }
+            Op::Permute(order) => {
+                let from = self.shape(shape(0));
+                let all = strides(&from);
+                let moved: Vec<usize> = order.iter().map(|&axis| all[axis]).collect();
+                self.gather(node.dtype, x[0], out, &own, &moved);
+            }
+            Op::Expand => {
+                let shown = broadcast(&self.shape(shape(0)), &own);
+                self.gather(node.dtype, x[0], out, &own, &shown);
+            }
+            Op::Row { index } => {
+                let bytes = n as u64 * 4;
+                let from = x[0] + *index as u64 * bytes;
+                self.commands.push(Command::Copy {
+                    to: out,
+                    from,
+                    bytes,
+                });
+            }
+            Op::Reduce { kind, axes, .. } => {
+                self.reduce(*kind, x[0], &self.shape(shape(0)), axes, out);
+            }
+            Op::AmaxGradient => {
+                let kept = self.shape(shape(1));
+                let axes: Vec<usize> = (0..own.len()).filter(|&i| kept[i] != own[i]).collect();
+                let (kept, reduced, results, count) = split(&own, &axes);
+                let launch = Launch::each("amax_gradient", results).with(x[0]).with(x[1]);
+                let launch = launch.with(x[2]).with(out).with(kept).with(reduced);
+                self.launch(launch.count(results).count(count));
+            }
+            Op::Argmax { axis } => {
+                let from = self.shape(shape(0));
+                let inner: usize = from[axis + 1..].iter().product();
+                let launch = Launch::threads("argmax", n).with(x[0]).with(out);
+                self.launch(launch.count(n).count(from[*axis]).count(inner));
+            }
+            Op::Matmul {
+                transpose_a,
+                transpose_b,
+            } => {
+                let (a, b) = (self.shape(shape(0)), self.shape(shape(1)));
+                let bias = x.get(2).copied();
+                self.matmul(
+                    (x[0], &a, *transpose_a),
+                    (x[1], &b, *transpose_b),
+                    bias,
+                    (out, &own),
+                );
+            }
+            Op::Softmax { axis, log } => {
+                self.softmax(
+                    ["softmax_rows", "softmax_lines"],
+                    *log,
+                    &x,
+                    out,
+                    &own,
+                    *axis,
+                );
+            }
+            Op::SoftmaxGradient { axis, log } => {
+                let kernels = ["softmax_rows_gradient", "softmax_lines_gradient"];
+                self.softmax(kernels, *log, &x, out, &own, *axis);
+            }
+            Op::CrossEntropy { smoothing } => {
+                let logits = self.shape(shape(0));
+                let rows = self.workspace(logits[0] as u64 * 4);
+                let launch = Launch::threads("cross_entropy_rows", logits[0] * 32);
+                let launch = launch.with(x[0]).with(x[1]).with(rows);
+                let launch = launch
+                    .count(logits[0])
+                    .count(logits[1])
+                    .with(*smoothing as f32);
+                self.launch(launch.with(value.0).with(self.at.results));
+                self.join(Reduction::Sum, rows, out, 1, logits[0]);
+                let (kind, ..) = unary(Unary::Affine {
+                    factor: 0.0,
+                    offset: 0.0,
+                });
+                let mean = Launch::threads("unary", 1)
+                    .with(kind)
+                    .with(1.0 / logits[0] as f32);
+                self.launch(mean.with(0.0f32).with(out).with(out).count(1));
+            }
+            Op::CrossEntropyGradient { smoothing } => {
+                let launch = Launch::threads("cross_entropy_gradient", own[0] * 32);
+                let launch = launch.with(x[0]).with(x[1]).with(x[2]).with(out);
+                let launch = launch.count(own[0]).count(own[1]).with(*smoothing as f32);
+                self.launch(launch.with(value.0).with(self.at.results));
+            }
+            Op::Conv2d(c) => {
+                let (image, weight) = (self.shape(shape(0)), self.shape(shape(1)));
+                let bias = x.get(2).copied().unwrap_or(0);
+                self.conv2d(c, &image, &weight, [x[0], x[1], bias, out])?;
+            }
+            Op::Conv2dInputGradient(c) => {
+                let weight = self.shape(shape(1));
+                self.conv2d_input_gradient(c, &own, &weight, [x[0], x[1], out])?;
+            }
+            Op::Conv2dWeightGradient(c) => {
+                let image = self.shape(shape(0));
+                self.conv2d_weight_gradient(c, &image, &own, [x[0], x[1], out])?;
+            }
+            Op::Pool2d(pool) => {
+                let image = self.shape(shape(0));
+                self.pool2d("pool2d", pool, &image, &own, &[x[0], out], n);
+            }
+            Op::Pool2dGradient(pool) => {
+                let result = self.shape(shape(1));
+                self.pool2d(
+                    "pool2d_gradient",
+                    pool,
+                    &own,
+                    &result,
+                    &[x[0], x[1], out],
+                    n,
+                );
+            }
+            Op::BatchStatistics { .. }
+            | Op::FixedStatistics { .. }
+            | Op::BatchNorm
+            | Op::BatchNormParameterGradient
+            | Op::BatchNormTrainGradient
+            | Op::BatchNormEvalGradient
+            | Op::UpdateRunning { .. } => self.norm(node, &x, out),
+            Op::StftPower(stft) => {
+                let image = self.shape(shape(0));
+                signal::power(self, stft, &image, x[0], out);
+            }
+            Op::StftPowerGradient(stft) => {
+                signal::gradient(self, stft, &own, x[0], x[1], out);
+            }
+            Op::Leaf(_) | Op::Reshape | Op::Optimize(_) => {}
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self, dtype: DType, x: u64, out: u64, own: &[usize], moved: &[usize]) {
+        let n: usize = own.iter().product();
+        let walk = Walk::new(own, [moved]);
+        // `[count, columns, rows]` of `[count, rows, columns]`: a transpose of each matrix.
+        let matrix = match (&walk.sizes[..], &walk.strides[..]) {
+            (&[c, r], &[[1], [s]]) if s == c => Some((1, r, c)),
+            (&[count, c, r], &[[outer], [1], [s]]) if s == c && outer == r * c => {
+                Some((count, r, c))
+            }
+            _ => None,
+        };
+        if let (DType::F32, Some((count, rows, columns))) = (dtype, matrix) {
+            let blocks = [columns.div_ceil(32), rows.div_ceil(32), count];
+            if blocks[1] <= 65_535 {
+                let launch = Launch::blocks("transpose_4", blocks).with(x).with(out);
+                self.launch(launch.count(rows).count(columns).count(count));
+                return;
+            }
+        }
+        let kernel = match dtype.size_bytes() {
+            1 => "move_1",
+            4 => "move_4",
+            _ => "move_8",
+        };
+        let launch = Launch::threads(kernel, n).with(x).with(out);
+        self.launch(launch.with(Strided::new(own, moved)).count(n));
+    }
+
+    fn reduce(&mut self, kind: Reduction, x: u64, shape: &[usize], axes: &[usize], out: u64) {
+        let (kept, reduced, results, count) = split(shape, axes);
+        let outer = kept.inner() == 1 && results > 1;
+        let blocks = if outer { results.div_ceil(32) } else { results };
+        let splits = self.splits(results, blocks, count);
+        let parts = if splits > 1 {
+            self.workspace((results * splits) as u64 * 4)
+        } else {
+            out
+        };
+        let kernel = if outer {
+            "reduce_outer"
+        } else {
+            "reduce_inner"
+        };
+        let launch = Launch::blocks(kernel, [blocks.min(1 << 16), splits, 1])
+            .with(kind as i32)
+            .with(x)
+            .with(parts)
+            .with(kept)
+            .with(reduced);
+        self.launch(launch.count(results).count(count).count(splits));
+        if splits > 1 {
+            self.join(kind, parts, out, results, splits);
+        }
+    }
+
+    fn softmax(
+        &mut self,
+        [rows, lines]: [&'static str; 2],
+        log: bool,
+        x: &[u64],
+        out: u64,
+        shape: &[usize],
+        axis: usize,
+    ) {
+        let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+        let count = shape.iter().product::<usize>() / size;
+        let launch = if inner == 1 {
+            Launch::threads(rows, count * 32)
+        } else {
+            Launch::threads(lines, count)
+        };
+        let launch = x
+            .iter()
+            .fold(launch.with(i32::from(log)), |launch, &x| launch.with(x));
+        let launch = launch.with(out).count(count).count(size);
+        self.launch(if inner == 1 {
+            launch
+        } else {
+            launch.count(inner)
+        });
+    }
+
+    /// Products of matrices over broadcast leading axes: one command where the matrices of each
+    /// operand are evenly apart, else one for each run of them.
+    fn matmul(
+        &mut self,
+        (a, a_shape, transpose_a): (u64, &[usize], bool),
+        (b, b_shape, transpose_b): (u64, &[usize], bool),
+        bias: Option<u64>,
+        (out, shape): (u64, &[usize]),
+    ) {
+        let rank = shape.len();
+        let (m, n) = (shape[rank - 2], shape[rank - 1]);
+        let lead = &shape[..rank - 2];
+        let last = |s: &[usize], i: usize| s[s.len() - i];
+        let k = if transpose_a {
+            last(a_shape, 2)
+        } else {
+            last(a_shape, 1)
+        };
+        let matrices = |s: &[usize], size: usize| {
+            let strides = broadcast(&s[..s.len() - 2], lead);
+            strides
+                .into_iter()
+                .map(|stride| stride * size)
+                .collect::<Vec<_>>()
+        };
+        let walk = Walk::new(lead, [&matrices(a_shape, m * k), &matrices(b_shape, k * n)]);
+        let (batch, [stride_a, stride_b]) = (walk.sizes[walk.sizes.len() - 1], walk.inner());
+        let total = walk.len();
+        let mut done = 0;
+        walk.runs(0, total, |[at, bt], count| {
+            debug_assert_eq!(count, batch);
+            let shape = blas::Shape {
+                m: m as u64,
+                n: n as u64,
+                k: k as u64,
+                batch: count as u64,
+                stride_a: stride_a as u64,
+                stride_b: stride_b as u64,
+                transpose_a,
+                transpose_b,
+                bias: bias.is_some(),
+            };
+            let operands = blas::Operands {
+                a: a + at as u64 * 4,
+                b: b + bt as u64 * 4,
+                out: out + (done * m * n) as u64 * 4,
+                bias: bias.unwrap_or(0),
+            };
+            done += count;
+            self.commands.push(Command::Product(shape, operands));
+        });
+    }
+
+    fn optimize(&mut self) {
+        let mut first = 0;
+        for (number, group) in groups(self.plan).iter().enumerate() {
+            let elements = |v: &Value| {
+                let parameter = self.node(*v).inputs[0];
+                self.shape(parameter).iter().product::<usize>()
+            };
+            let most = group.nodes.iter().map(elements).max().unwrap_or(0);
+            let targets = self.at.targets + (first * size_of::<super::program::Target>()) as u64;
+            let step = self.at.steps + number as u64 * STEP_BYTES;
+            let blocks = [most.div_ceil(256).clamp(1, 1024), group.nodes.len(), 1];
+            let launch = match group.rule {
+                Optimizer::Sgd {
+                    momentum,
+                    nesterov,
+                    decay,
+                } => Launch::blocks("sgd", blocks)
+                    .with(targets)
+                    .with(step)
+                    .with(momentum as f32)
+                    .with(decay as f32)
+                    .with(i32::from(nesterov)),
+                Optimizer::Adam {
+                    beta1,
+                    beta2,
+                    epsilon,
+                    decay,
+                    decoupled,
+                } => {
+                    let added = if decoupled { 0.0 } else { decay };
+                    Launch::blocks("adam", blocks)
+                        .with(targets)
+                        .with(step)
+                        .with(beta1 as f32)
+                        .with(beta2 as f32)
+                        .with((1.0 - beta1) as f32)
+                        .with((1.0 - beta2) as f32)
+                        .with(epsilon as f32)
+                        .with(added as f32)
+                }
+            };
+            self.launch(launch);
+            first += group.nodes.len();
+        }
+    }
+
+    /// Copies the scalar outputs to one place, behind the error word.
+    fn gather_scalars(&mut self) {
+        let mut to = self.at.results + size_of::<super::program::ErrorWord>() as u64;
+        for port in self.plan.scalars() {
+            let from = self.address(port.value);
+            self.commands.push(Command::Copy { to, from, bytes: 4 });
+            to += 4;
+        }
+    }
+}
+
+/// The axes that stay and those that are reduced, with the numbers of their elements.
+fn split(shape: &[usize], axes: &[usize]) -> (Strided, Strided, usize, usize) {
+    let all = strides(shape);
+    let part = |wanted: bool| {
+        let axes = (0..shape.len()).filter(|axis| axes.contains(axis) == wanted);
+        let (sizes, strides): (Vec<_>, Vec<_>) = axes.map(|axis| (shape[axis], all[axis])).unzip();
+        (
+            Strided::new(&sizes, &strides),
+            sizes.iter().product::<usize>(),
+        )
+    };
+    let ((kept, results), (reduced, count)) = (part(false), part(true));
+    (kept, reduced, results, count)
+}
+
+fn pair(a: &[usize], b: &[usize], own: &[usize]) -> Pair {
+    Pair::new(own, &broadcast(a, own), &broadcast(b, own))
+}
+
+/// The number of a function in elementwise.cu, and its constants.
+fn unary(kind: Unary) -> (i32, f32, f32) {
+    match kind {
+        Unary::Affine { factor, offset } => (0, factor as f32, offset as f32),
+        Unary::Abs => (1, 0.0, 0.0),
+        Unary::Exp => (2, 0.0, 0.0),
+        Unary::Log => (3, 0.0, 0.0),
+        Unary::Sqrt => (4, 0.0, 0.0),
+        Unary::Rsqrt => (5, 0.0, 0.0),
+        Unary::Sin => (6, 0.0, 0.0),
+        Unary::Cos => (7, 0.0, 0.0),
+        Unary::Erf => (8, 0.0, 0.0),
+        Unary::Pow { exponent } => (9, exponent as f32, 0.0),
+        Unary::Clamp { low, high } => (10, low as f32, high as f32),
+        Unary::Relu => (11, 0.0, 0.0),
+        Unary::LeakyRelu { slope } => (12, slope as f32, 0.0),
+        Unary::Gelu => (13, 0.0, 0.0),
+        Unary::GeluTanh => (14, 0.0, 0.0),
+        Unary::Silu => (15, 0.0, 0.0),
+        Unary::Sigmoid => (16, 0.0, 0.0),
+        Unary::Tanh => (17, 0.0, 0.0),
+    }
+}
+
+fn binary(kind: Binary) -> i32 {
+    match kind {
+        Binary::Add => 0,
+        Binary::Sub => 1,
+        Binary::Mul => 2,
+        Binary::Div => 3,
+        Binary::Maximum => 4,
+        Binary::Minimum => 5,
+    }
+}
+
+/// The number of an element type in elementwise.cu.
+fn type_of(dtype: DType) -> i32 {
+    match dtype {
+        DType::F32 => 0,
+        DType::I64 => 1,
+        _ => 2,
+    }
+}

@@ -1,0 +1,109 @@
+//! The CUDA backend: the same plans as on the CPU, with kernels of our own and cuBLASLt.
+//!
+//! A plan is lowered to commands (`lower` and a file a family of operators, with its kernels in
+//! `kernels/`), which a session records once as a CUDA graph and replays. [`layout`] gives every
+//! tensor a place in one allocation, whose size is known before a GPU is asked for. `driver` and
+//! `blas` hold all calls into NVIDIA's libraries; [`probe`] finds out whether there are any.
+
+mod blas;
+mod conv;
+mod driver;
+mod kernels;
+mod layout;
+mod lower;
+mod norm;
+mod pool;
+mod probe;
+mod program;
+mod session;
+mod signal;
+
+use std::sync::Arc;
+
+use crate::backend::{Backend, Session};
+use crate::error::Error;
+use crate::plan::Plan;
+
+/// How a GPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Matrix products round their inputs to 10 bits of fraction, where matrix units are faster for
+    /// it (NVIDIA's TF32).
+    pub tf32: bool,
+    /// Runs are recorded as CUDA graphs and replayed; otherwise every kernel is launched each time.
+    pub graphs: bool,
+}
+
+impl Default for Options {
+    /// Float32 throughout, graphs.
+    fn default() -> Self {
+        Self {
+            tf32: false,
+            graphs: true,
+        }
+    }
+}
+
+/// What a session of these plans takes on a GPU, in bytes: exactly what it allocates. Errors:
+/// `graph.limit`.
+pub fn session_bytes(plans: &[&Plan]) -> Result<u64, Error> {
+    Ok(layout::Layout::new(plans)?.total_bytes)
+}
+
+/// A GPU.
+#[derive(Debug)]
+pub struct CudaBackend {
+    device: String,
+    gpu: Arc<Gpu>,
+    options: Options,
+}
+
+/// What sessions of a GPU share. Fields drop in order: the context goes last.
+#[derive(Debug)]
+struct Gpu {
+    kernels: kernels::Kernels,
+    blas: Arc<blas::Blas>,
+    context: Arc<driver::Context>,
+}
+
+impl CudaBackend {
+    /// The GPU of this UUID, as NVML writes it, to be called `device`. Makes a context and loads
+    /// every kernel. Errors: `device.unsupported` where the driver, cuBLAS or the GPU is missing or
+    /// too old, `device.lost`, `memory.exhausted`.
+    pub fn new(uuid: &str, device: &str, options: Options) -> Result<Self, Error> {
+        probe::check()?;
+        let ordinal = probe::ordinal(uuid)?;
+        let open = || {
+            let context = driver::Context::new(ordinal)?;
+            let kernels = kernels::Kernels::load(&context)?;
+            let blas = Arc::new(blas::Blas::new(&context)?);
+            Ok(Gpu {
+                kernels,
+                blas,
+                context,
+            })
+        };
+        Ok(Self {
+            device: device.to_owned(),
+            gpu: Arc::new(probe::guarded(open)?),
+            options,
+        })
+    }
+}
+
+impl Backend for CudaBackend {
+    fn device(&self) -> &str {
+        &self.device
+    }
+
+    fn open(&self, plans: Vec<Plan>, budget_bytes: u64) -> Result<Box<dyn Session>, Error> {
+        let needed = session_bytes(&plans.iter().collect::<Vec<_>>())?;
+        if needed > budget_bytes {
+            let message = format!("the plans need {needed} bytes, the lease is of {budget_bytes}");
+            return Err(Error::new("memory.exceeds-lease", message));
+        }
+        let gpu = Arc::clone(&self.gpu);
+        let session = session::CudaSession::new(plans, gpu, self.device.clone(), self.options)?;
+        Ok(Box::new(session))
+    }
+}

@@ -1,0 +1,303 @@
+//! The CUDA backend on a simulated machine: what it finds out, what it survives, what it takes.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod emulator;
+
+use std::sync::atomic::AtomicBool;
+
+use compute::cpu::CpuBackend;
+use compute::cuda::{self, CudaBackend};
+use compute::schedule::ScheduleKind;
+use compute::{Backend, Builder, DType, Dim, Error, HostTensor, Plan, Schedule, Session};
+use emulator::{LIBRARIES, UUID, emulated, emulated_with};
+
+const GPU: &str = "[[gpu]]\nprofile = \"h100\"\n";
+/// What the simulated driver takes for a context, in bytes.
+const CONTEXT_BYTES: u64 = 320 << 20;
+
+fn open() -> Result<CudaBackend, Error> {
+    CudaBackend::new(UUID, "cuda:0", cuda::Options::default())
+}
+
+/// A classifier of 3 classes: a plan that trains and one that predicts.
+fn plans() -> Vec<Plan> {
+    let mut b = Builder::new();
+    let x = b
+        .input("x", DType::F32, &[Dim::Batch(1), Dim::Fixed(6)])
+        .unwrap();
+    let y = b.input("y", DType::I64, &[Dim::Batch(1)]).unwrap();
+    let weight = b
+        .parameter("weight", &[3, 6], "kaiming-uniform", 1)
+        .unwrap();
+    let bias = b.parameter("bias", &[3], "zeros", 1).unwrap();
+    let logits = b.linear(x, weight, Some(bias)).unwrap();
+    let loss = b.cross_entropy(logits, y, 0.1).unwrap();
+    let mut predict = Builder::new();
+    let px = predict
+        .input("x", DType::F32, &[Dim::Batch(1), Dim::Fixed(6)])
+        .unwrap();
+    let pw = predict
+        .parameter("weight", &[3, 6], "kaiming-uniform", 1)
+        .unwrap();
+    let pb = predict.parameter("bias", &[3], "zeros", 1).unwrap();
+    let out = predict.linear(px, pw, Some(pb)).unwrap();
+    predict.output("logits", out).unwrap();
+    let gradients = b.gradients(loss, &[weight, bias]).unwrap();
+    b.adamw(&[weight, bias], &gradients, (0.9, 0.999), 1e-8, 0.01)
+        .unwrap();
+    b.output("loss", loss).unwrap();
+    vec![
+        Plan::new(&b.graph(), 8).unwrap(),
+        Plan::new(&predict.graph(), 8).unwrap(),
+    ]
+}
+
+fn step(session: &mut dyn Session, batch: usize, label: i64) -> Result<(), Error> {
+    let x: Vec<f32> = (0..batch * 6).map(|i| (i as f32 * 0.7).sin()).collect();
+    let x = HostTensor::from_f32(&[batch, 6], &x).unwrap();
+    let mut labels: Vec<i64> = (0..batch as i64).map(|i| i % 3).collect();
+    labels[batch - 1] = label;
+    let y = HostTensor::from_i64(&[batch], &labels).unwrap();
+    session.run(0, batch, &[("x", &x), ("y", &y)], &AtomicBool::new(false))
+}
+
+/// Trains on batches of changing sizes; the mean loss, the weights, and a prediction.
+fn train(backend: &dyn Backend) -> (f64, Vec<f32>, Vec<f32>) {
+    let mut session = backend.open(plans(), u64::MAX).unwrap();
+    let kind = ScheduleKind::Step {
+        every: 3,
+        gamma: 0.5,
+    };
+    session.set_schedule(Schedule::new(0.05, 2, kind).unwrap());
+    for batch in [8, 3, 8, 5, 8, 8, 3, 1] {
+        step(&mut *session, batch, 1).unwrap();
+    }
+    let x = HostTensor::from_f32(&[2, 6], &[0.5; 12]).unwrap();
+    session
+        .run(1, 2, &[("x", &x)], &AtomicBool::new(false))
+        .unwrap();
+    let logits = session.output(1, "logits").unwrap().to_f32().unwrap();
+    let weights = session.download("weight").unwrap().to_f32().unwrap();
+    let mean = session.mean(0, "loss").unwrap();
+    assert!(session.mean(0, "loss").unwrap().is_nan());
+    (mean, weights, logits)
+}
+
+#[test]
+fn cuda_trains_as_the_cpu_does_on_batches_of_any_size() {
+    let test = "cuda_trains_as_the_cpu_does_on_batches_of_any_size";
+    emulated(test, &["forward", "3"], GPU, || {
+        let (mean, weights, logits) = train(&open().unwrap());
+        let (cpu_mean, cpu_weights, cpu_logits) = train(&CpuBackend::new(1).unwrap());
+        assert!((mean - cpu_mean).abs() < 1e-6, "{mean} {cpu_mean}");
+        let pairs = weights
+            .iter()
+            .chain(&logits)
+            .zip(cpu_weights.iter().chain(&cpu_logits));
+        pairs.for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{a} {b}"));
+    });
+}
+
+#[test]
+fn cuda_tf32_rounds_products_and_nothing_else_does() {
+    let test = "cuda_tf32_rounds_products_and_nothing_else_does";
+    emulated(test, &["forward"], GPU, || {
+        let tf32 = cuda::Options {
+            tf32: true,
+            ..cuda::Options::default()
+        };
+        let rounded = train(&CudaBackend::new(UUID, "cuda:0", tf32).unwrap()).0;
+        let exact = train(&open().unwrap()).0;
+        assert!(
+            rounded != exact && (rounded - exact).abs() < 3e-3,
+            "{rounded} {exact}"
+        );
+    });
+}
+
+#[test]
+fn cuda_labels_out_of_range_are_told_and_the_session_goes_on() {
+    let test = "cuda_labels_out_of_range_are_told_and_the_session_goes_on";
+    emulated(test, &["forward"], GPU, || {
+        let mut session = open().unwrap().open(plans(), u64::MAX).unwrap();
+        for label in [3, -1, i64::MIN] {
+            step(&mut *session, 8, label).unwrap();
+            let error = session.mean(0, "loss").unwrap_err();
+            assert_eq!(error.code(), "data.label");
+            assert!(
+                error.to_string().contains(&format!("label {label} ")),
+                "{error}"
+            );
+            assert!(error.node().is_some());
+            session.mean(0, "loss").unwrap();
+        }
+        step(&mut *session, 8, 2).unwrap();
+        assert!(session.mean(0, "loss").unwrap().is_finite());
+    });
+}
+
+#[test]
+fn cuda_takes_exactly_the_bytes_that_were_planned() {
+    let needed = cuda::session_bytes(&plans().iter().collect::<Vec<_>>()).unwrap();
+    let machine = |free: u64| format!("{GPU}free_bytes = {free}\n");
+    let test = "cuda_takes_exactly_the_bytes_that_were_planned";
+    emulated(test, &["forward"], &machine(CONTEXT_BYTES + needed), || {
+        let backend = open().unwrap();
+        let error = backend.open(plans(), needed - 1).err().unwrap();
+        assert_eq!(error.code(), "memory.exceeds-lease");
+        let mut session = backend.open(plans(), needed).unwrap();
+        assert_eq!(session.used_bytes(), needed);
+        for batch in 1..=8 {
+            step(&mut *session, batch, 0).unwrap();
+        }
+        session.mean(0, "loss").unwrap();
+        // Not a byte more than the limit is left, so that a second session cannot be.
+        assert_eq!(
+            backend.open(plans(), needed).err().unwrap().code(),
+            "memory.exhausted"
+        );
+        drop(session);
+        backend.open(plans(), needed).unwrap();
+    });
+}
+
+/// The error of training where the scenario has a fault.
+fn failing(test: &str, fault: &str, code: &str) {
+    emulated(test, &["forward"], &format!("{GPU}{fault}"), || {
+        let work = || -> Result<(), Error> {
+            let mut session = open()?.open(plans(), u64::MAX)?;
+            for _ in 0..20 {
+                step(&mut *session, 8, 0)?;
+            }
+            session.mean(0, "loss").map(drop)
+        };
+        let error = work().unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    });
+}
+
+#[test]
+fn cuda_tells_an_illegal_address_in_a_kernel() {
+    let fault = "[[fault]]\nfunction = \"cuLaunchKernel\"\ncall = 40\ncode = 700\n";
+    failing(
+        "cuda_tells_an_illegal_address_in_a_kernel",
+        fault,
+        "device.fault",
+    );
+}
+
+#[test]
+fn cuda_tells_a_launch_that_failed() {
+    let fault = "[[fault]]\nfunction = \"cuLaunchKernel\"\ncall = 3\ncode = 719\n";
+    failing("cuda_tells_a_launch_that_failed", fault, "device.fault");
+}
+
+#[test]
+fn cuda_tells_memory_that_is_exhausted() {
+    let fault = "[[fault]]\nfunction = \"cuMemAlloc_v2\"\ncall = 1\ncode = 2\n";
+    failing(
+        "cuda_tells_memory_that_is_exhausted",
+        fault,
+        "memory.exhausted",
+    );
+}
+
+#[test]
+fn cuda_tells_a_gpu_that_is_lost() {
+    failing(
+        "cuda_tells_a_gpu_that_is_lost",
+        "lost = true\n",
+        "device.lost",
+    );
+}
+
+/// Why the GPU cannot be opened on such a machine.
+fn refused(test: &str, libraries: &[&str], machine: &str, code: &str, words: &str) {
+    emulated_with(libraries, test, &["forward"], machine, || {
+        let error = open().unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    });
+}
+
+#[test]
+fn cuda_without_a_driver_is_a_clear_state() {
+    let test = "cuda_without_a_driver_is_a_clear_state";
+    refused(
+        test,
+        &[],
+        GPU,
+        "device.unsupported",
+        "libcuda.so.1 is not installed",
+    );
+}
+
+#[test]
+fn cuda_without_cublas_is_a_clear_state() {
+    let test = "cuda_without_cublas_is_a_clear_state";
+    let libraries = &["libcuda.so.1"];
+    refused(
+        test,
+        libraries,
+        GPU,
+        "device.unsupported",
+        "libcublasLt.so.13 is not found",
+    );
+}
+
+#[test]
+fn cuda_on_an_old_driver_is_a_clear_state() {
+    let machine = format!("cuda = 12080\n{GPU}");
+    let test = "cuda_on_an_old_driver_is_a_clear_state";
+    refused(
+        test,
+        LIBRARIES,
+        &machine,
+        "device.unsupported",
+        "up to 12.8; kernels need 13.0",
+    );
+}
+
+#[test]
+fn cuda_without_a_gpu_is_a_clear_state() {
+    let test = "cuda_without_a_gpu_is_a_clear_state";
+    refused(test, LIBRARIES, "", "device.lost", "CUDA_ERROR_NO_DEVICE");
+}
+
+#[test]
+fn cuda_on_an_old_gpu_is_a_clear_state() {
+    let machine = "[[gpu]]\nprofile = \"v100\"\n";
+    let test = "cuda_on_an_old_gpu_is_a_clear_state";
+    refused(
+        test,
+        LIBRARIES,
+        machine,
+        "device.unsupported",
+        "compute capability 7.0",
+    );
+}
+
+#[test]
+fn cuda_finds_its_gpu_by_uuid_whatever_the_order() {
+    // The driver counts from the fastest, NVML as listed.
+    let machine = "[[gpu]]\nprofile = \"t4\"\n[[gpu]]\nprofile = \"h100\"\n";
+    let test = "cuda_finds_its_gpu_by_uuid_whatever_the_order";
+    emulated(test, &["forward"], machine, || {
+        train(&open().unwrap());
+        let ran: Vec<usize> = fakedriver::processes::all()
+            .iter()
+            .flat_map(|(_, gpus)| {
+                gpus.iter()
+                    .filter(|(_, a)| a.kernels > 0)
+                    .map(|(gpu, _)| *gpu)
+            })
+            .collect();
+        assert_eq!(ran, [0]);
+    });
+}

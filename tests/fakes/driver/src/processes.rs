@@ -1,0 +1,80 @@
+//! What the processes of the simulated machine hold: each writes a file of its own in a folder
+//! beside the scenario, and those of processes that are gone do not count, as a driver takes back
+//! the memory of a killed process.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use crate::scenario::VARIABLE;
+
+/// What a process does on a GPU.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// Memory held, in bytes.
+    pub bytes: u64,
+    /// Kernels run, matrix products among them.
+    pub kernels: u64,
+}
+
+fn folder() -> Option<PathBuf> {
+    let mut path = std::env::var_os(VARIABLE)?;
+    path.push(".processes");
+    Some(PathBuf::from(path))
+}
+
+/// Writes what this process does, by the GPU's number in the scenario.
+pub fn publish(activity: &BTreeMap<usize, Activity>) {
+    let Some(folder) = folder() else { return };
+    let mut text = String::new();
+    for (gpu, Activity { bytes, kernels }) in activity {
+        let _ = writeln!(text, "{gpu} {bytes} {kernels}");
+    }
+    let path = folder.join(std::process::id().to_string());
+    let aside = path.with_extension("new");
+    let written = std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(&aside, text))
+        .and_then(|()| std::fs::rename(&aside, &path));
+    if let Err(error) = written {
+        eprintln!("simulated NVIDIA machine: {}: {error}", path.display());
+    }
+}
+
+/// The bytes that living processes hold on a GPU.
+pub fn used_bytes(gpu: usize) -> u64 {
+    let living = all().into_iter().filter(|(process, _)| lives(process));
+    let bytes = |(_, activity): (String, BTreeMap<usize, Activity>)| {
+        activity.get(&gpu).map_or(0, |activity| activity.bytes)
+    };
+    living.map(bytes).sum()
+}
+
+/// What every process did, those that are gone among them, by process id.
+pub fn all() -> Vec<(String, BTreeMap<usize, Activity>)> {
+    let entries = folder().and_then(|folder| std::fs::read_dir(folder).ok());
+    let entries = entries.into_iter().flatten().flatten();
+    let read = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let text = std::fs::read_to_string(entry.path()).ok()?;
+        let line = |line: &str| {
+            let mut words = line.split(' ').map(str::parse::<u64>);
+            let mut next = || words.next()?.ok();
+            let gpu = next()? as usize;
+            let (bytes, kernels) = (next()?, next()?);
+            Some((gpu, Activity { bytes, kernels }))
+        };
+        name.parse::<u32>().ok()?;
+        Some((name, text.lines().filter_map(line).collect()))
+    };
+    entries.filter_map(read).collect()
+}
+
+/// Whether a process lives: there, and no zombie.
+fn lives(process: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}
