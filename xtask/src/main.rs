@@ -1,4 +1,6 @@
-//! The project's chores: `cargo xtask demo`, `build`, `test [--full]`.
+//! The project's chores: `cargo xtask demo`, `build`, `test [--full]`, `kernels [--check]`.
+
+mod kernels;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -11,7 +13,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   build          the release binary and every plugin, into dist/
   demo           build, then train and run the plugin `digits` on real data
   test [--full]  every test that needs only rustup and a C compiler; --full runs the full counts of
-                 long tests";
+                 long tests
+  kernels [--check]
+                 the CUDA kernels' PTX and docs/kernels.md, with nvcc from PyPI; --check only compares";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -21,6 +25,8 @@ fn main() -> ExitCode {
         ["demo"] => demo(),
         ["test"] => test(false),
         ["test", "--full"] => test(true),
+        ["kernels"] => kernels::kernels(&root(), false),
+        ["kernels", "--check"] => kernels::kernels(&root(), true),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
