@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod gpu;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -93,16 +95,23 @@ impl Machine {
     fn new(scenario: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let library = Path::new(env!("CARGO_BIN_EXE_hangar")).with_file_name("libfakedriver.so");
-        std::os::unix::fs::symlink(library, folder.path().join("libnvidia-ml.so.1")).unwrap();
-        std::fs::write(folder.path().join("scenario.toml"), scenario).unwrap();
-        Self { folder }
+        for name in ["libcuda.so.1", "libcublasLt.so.13", "libnvidia-ml.so.1"] {
+            std::os::unix::fs::symlink(&library, folder.path().join(name)).unwrap();
+        }
+        let machine = Self { folder };
+        machine.change(scenario);
+        machine
+    }
+
+    /// Another scenario, from now on.
+    fn change(&self, scenario: &str) {
+        let aside = self.folder.path().join("machine.new");
+        std::fs::write(&aside, scenario).unwrap();
+        std::fs::rename(aside, self.folder.path().join("machine.toml")).unwrap();
     }
 
     fn on<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("LD_LIBRARY_PATH", self.folder.path()).env(
-            "HANGAR_FAKE_SCENARIO",
-            self.folder.path().join("scenario.toml"),
-        )
+        command.env("LD_LIBRARY_PATH", self.folder.path())
     }
 
     fn gpus(&self) -> Value {
@@ -147,7 +156,7 @@ fn gpus_are_listed_in_bus_order_with_what_they_tell() {
         .unwrap();
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(
-        table.contains("NVIDIA H100 80GB HBM3") && table.contains("no CUDA backend"),
+        table.contains("NVIDIA H100 80GB HBM3") && table.contains("ready"),
         "{table}"
     );
     let mut command = Home::empty().hangar(&["--json", "gpus"]);
@@ -196,7 +205,7 @@ fn a_missing_failing_or_hanging_nvml_is_a_state() {
 fn digits_are_learned_recorded_and_recognised() {
     let home = Home::new();
     let results = home.folder.path().join("results");
-    let machine = Machine::new("[[gpu]]\nprofile = \"rtx3090\"");
+    let machine = Machine::new("cuda = 12080\n[[gpu]]\nprofile = \"rtx3090\"");
     let train = [
         "--json",
         "run",
@@ -221,7 +230,7 @@ fn digits_are_learned_recorded_and_recognised() {
         record["fallback_reason"]
             .as_str()
             .unwrap()
-            .contains("no CUDA backend"),
+            .contains("supports CUDA up to 12.8"),
         "{record}"
     );
     assert!(
@@ -258,7 +267,7 @@ fn digits_are_learned_recorded_and_recognised() {
         "cuda:0",
     ];
     let refused = machine.on(&mut home.hangar(&gpu)).output().unwrap();
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("no CUDA backend"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("supports CUDA up to 12.8"));
 }
 
 /// The class names in a checkpoint's header.

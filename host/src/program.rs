@@ -3,3 +3,22 @@
 /// The running program (proc(5)): it stays reachable where its file was replaced meanwhile, so that
 /// an upgrade does not disturb a host that runs.
 pub const PATH: &str = "/proc/self/exe";
+
+/// What of the environment the program's children see: where libraries lie, which GPUs there are,
+/// and where the driver keeps compiled kernels.
+const VARIABLES: [&str; 6] = [
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_CACHE_PATH",
+    "CUDA_CACHE_DISABLE",
+    "HOME",
+];
+
+/// Gives a child that environment and no other.
+pub fn environment(command: &mut std::process::Command) -> &mut std::process::Command {
+    let known = VARIABLES
+        .iter()
+        .filter_map(|name| Some((name, std::env::var_os(name)?)));
+    command.env_clear().envs(known)
+}

@@ -14,9 +14,8 @@ def main():
     machine, state = tempfile.TemporaryDirectory(), tempfile.TemporaryDirectory()
     folder = pathlib.Path(machine.name)
     (folder / "libnvidia-ml.so.1").symlink_to(ROOT / "target/release/libfakedriver.so")
-    (folder / "scenario.toml").write_text('[[gpu]]\nprofile = "h100"\n' * 8)
-    environment = dict(os.environ, LD_LIBRARY_PATH=machine.name,
-                       HANGAR_FAKE_SCENARIO=str(folder / "scenario.toml"))
+    (folder / "machine.toml").write_text('[[gpu]]\nprofile = "h100"\n' * 8)
+    environment = dict(os.environ, LD_LIBRARY_PATH=machine.name)
     command = [ROOT / "target/release/hangar", "--plugins", ROOT / "dist/plugins",
                "--state", state.name, "serve", "--listen", "127.0.0.1:0"]
     starts = []

@@ -43,8 +43,33 @@ pub struct DeviceEntry {
     pub memory_bytes: u64,
     /// Tasks at once.
     pub limits: Limits,
-    /// Why no task can run on it, where none can.
-    pub schedulable: Result<(), String>,
+    /// Memory that every lease takes besides what its task needs, in bytes: on a GPU, what a context
+    /// and the libraries cost.
+    pub overhead_bytes: u64,
+    /// Whether tasks can run on it.
+    pub state: State,
+}
+
+/// Whether tasks can run on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// They can.
+    Ready,
+    /// It is not known yet: tasks wait.
+    Probing,
+    /// They cannot, for this reason.
+    Unable(String),
+}
+
+impl State {
+    /// Why no task can run now.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Ready => None,
+            Self::Probing => Some("it is being probed"),
+            Self::Unable(reason) => Some(reason),
+        }
+    }
 }
 
 /// A wish for a device.
@@ -54,8 +79,10 @@ pub struct Request {
     pub selector: Selector,
     /// For what.
     pub kind: Kind,
-    /// Memory, in bytes.
+    /// Memory on the processor, in bytes.
     pub bytes: u64,
+    /// Memory on a GPU, in bytes, without what a context costs.
+    pub gpu_bytes: u64,
     /// The task's identity.
     pub task: String,
 }
@@ -122,8 +149,10 @@ pub struct Usage {
     pub tasks: Vec<(String, Kind)>,
     /// Memory held by leases, in bytes.
     pub reserved_bytes: u64,
-    /// Why no task can run on it, where none can.
-    pub schedulable: Result<(), String>,
+    /// Memory that other programs hold, in bytes.
+    pub foreign_bytes: u64,
+    /// Whether tasks can run on it.
+    pub state: State,
 }
 
 impl Usage {
@@ -149,6 +178,8 @@ struct Holding {
 #[derive(Debug)]
 struct Ledger {
     devices: BTreeMap<DeviceId, DeviceEntry>,
+    /// Memory that other programs hold, in bytes.
+    foreign: BTreeMap<DeviceId, u64>,
     holdings: BTreeMap<u64, Holding>,
     next: u64,
 }
@@ -170,6 +201,7 @@ impl Allocator {
                 .into_iter()
                 .map(|device| (device.id, device))
                 .collect(),
+            foreign: BTreeMap::new(),
             holdings: BTreeMap::new(),
             next: 0,
         };
@@ -211,9 +243,9 @@ impl Allocator {
         let (candidates, fallback_reason) = ledger.candidates(&request.selector)?;
         let most = candidates.iter().filter_map(|id| ledger.devices.get(id));
         let most = most.max_by_key(|device| device.memory_bytes);
-        if let Some(device) = most.filter(|device| device.memory_bytes < request.bytes) {
+        if let Some(device) = most.filter(|device| device.memory_bytes < device.bytes_of(request)) {
             return Err(Refusal::NeverFits {
-                needed: request.bytes,
+                needed: device.bytes_of(request),
                 device: device.id,
                 available: device.memory_bytes,
             });
@@ -232,10 +264,11 @@ impl Allocator {
         };
         let id = ledger.next;
         ledger.next += 1;
+        let entry = ledger.devices.get(&device);
         let holding = Holding {
             device,
             kind: request.kind,
-            bytes: request.bytes,
+            bytes: entry.map_or(0, |entry| entry.bytes_of(request)),
             task: request.task.clone(),
         };
         ledger.holdings.insert(id, holding);
@@ -243,7 +276,11 @@ impl Allocator {
             allocator: Arc::clone(self),
             id,
             device,
-            bytes: request.bytes,
+            bytes: if device == DeviceId::Cpu {
+                request.bytes
+            } else {
+                request.gpu_bytes
+            },
             fallback_reason,
         }))
     }
@@ -261,7 +298,8 @@ impl Allocator {
                     .map(|held| (held.task.clone(), held.kind))
                     .collect(),
                 reserved_bytes: holdings.iter().map(|held| held.bytes).sum(),
-                schedulable: device.schedulable.clone(),
+                foreign_bytes: ledger.foreign.get(&device.id).copied().unwrap_or(0),
+                state: device.state.clone(),
             }
         };
         ledger.devices.values().map(usage).collect()
@@ -294,6 +332,34 @@ impl Allocator {
         Ok(())
     }
 
+    /// Ends the probing of a device: what a lease costs there besides its task, in bytes, or why no
+    /// task can run.
+    pub fn settle(&self, id: DeviceId, outcome: Result<u64, String>) {
+        if let Some(device) = self.ledger().devices.get_mut(&id) {
+            match outcome {
+                Ok(overhead_bytes) => {
+                    device.overhead_bytes = overhead_bytes;
+                    device.state = State::Ready;
+                }
+                Err(reason) => device.state = State::Unable(reason),
+            }
+        }
+        self.changed();
+    }
+
+    /// Takes what was measured on a device, in bytes in use, for other programs', as long as no
+    /// lease is held there.
+    pub fn measured(&self, id: DeviceId, used_bytes: u64) {
+        let mut ledger = self.ledger();
+        if ledger.on(id).next().is_some() {
+            return;
+        }
+        if ledger.foreign.insert(id, used_bytes) != Some(used_bytes) {
+            drop(ledger);
+            self.changed();
+        }
+    }
+
     fn release(&self, id: u64) {
         self.ledger().holdings.remove(&id);
         self.changed();
@@ -305,6 +371,16 @@ impl std::fmt::Debug for Allocator {
         f.debug_struct("Allocator")
             .field("ledger", &self.ledger)
             .finish_non_exhaustive()
+    }
+}
+
+impl DeviceEntry {
+    /// Bytes that a lease for the request takes here.
+    fn bytes_of(&self, request: &Request) -> u64 {
+        match self.id {
+            DeviceId::Cpu => request.bytes,
+            DeviceId::Cuda(_) => request.gpu_bytes.saturating_add(self.overhead_bytes),
+        }
     }
 }
 
@@ -330,12 +406,12 @@ impl Ledger {
                     .values()
                     .filter(|device| device.id != DeviceId::Cpu);
                 let (able, unable): (Vec<_>, Vec<_>) =
-                    gpus.partition(|device| device.schedulable.is_ok());
+                    gpus.partition(|device| !matches!(device.state, State::Unable(_)));
                 if !able.is_empty() {
                     return Ok((able.iter().map(|device| device.id).collect(), None));
                 }
                 let reasons = unable.iter().filter_map(|device| {
-                    let reason = device.schedulable.as_ref().err()?;
+                    let reason = device.state.reason()?;
                     Some(format!("{}: {reason}", device.id))
                 });
                 let reasons: Vec<String> = reasons.collect();
@@ -354,9 +430,9 @@ impl Ledger {
                 exist: self.exist(),
             });
         };
-        match &device.schedulable {
-            Ok(()) => Ok((vec![id], None)),
-            Err(reason) => Err(Refusal::Unschedulable {
+        match &device.state {
+            State::Ready | State::Probing => Ok((vec![id], None)),
+            State::Unable(reason) => Err(Refusal::Unschedulable {
                 device: id,
                 reason: reason.clone(),
             }),
@@ -368,6 +444,9 @@ impl Ledger {
         let Some(device) = self.devices.get(&id) else {
             return Err(format!("{id} is gone"));
         };
+        if let Some(reason) = device.state.reason() {
+            return Err(format!("{id}: {reason}"));
+        }
         let (limit, name) = match request.kind {
             Kind::Training => (device.limits.training, "trainings"),
             Kind::Inference => (device.limits.inference, "inferences"),
@@ -381,11 +460,15 @@ impl Ledger {
         if same >= limit {
             return Err(format!("{id} runs {same} of {limit} {name}"));
         }
-        let free = device.memory_bytes.saturating_sub(reserved);
-        if free < request.bytes {
+        let foreign = self.foreign.get(&id).copied().unwrap_or(0);
+        let free = device
+            .memory_bytes
+            .saturating_sub(reserved.saturating_add(foreign));
+        let needed = device.bytes_of(request);
+        if free < needed {
             return Err(format!(
-                "{id} has {free} bytes free, the task needs {}",
-                request.bytes
+                "{id} has {free} bytes free, the task needs {needed}; leases hold {reserved}, other \
+                 programs {foreign}"
             ));
         }
         Ok((all, free))
@@ -448,7 +531,8 @@ mod tests {
             id,
             memory_bytes: gigabytes << 30,
             limits,
-            schedulable: Ok(()),
+            overhead_bytes: 0,
+            state: State::Ready,
         }
     }
 
@@ -467,6 +551,7 @@ mod tests {
             selector,
             kind,
             bytes: gigabytes << 30,
+            gpu_bytes: gigabytes << 30,
             task: "t".to_owned(),
         }
     }
@@ -528,7 +613,7 @@ mod tests {
     #[test]
     fn a_gpu_that_cannot_compute_is_refused_by_name_and_passed_over_by_cuda() {
         let mut gpu = device(DeviceId::Cuda(0), 24);
-        gpu.schedulable = Err("no backend".to_owned());
+        gpu.state = State::Unable("no backend".to_owned());
         let allocator = Allocator::new(vec![device(DeviceId::Cpu, 64), gpu]);
         let lease = granted(&allocator, &wish("cuda", Kind::Training, 1));
         assert_eq!(lease.fallback_reason(), Some("cuda:0: no backend"));
@@ -606,6 +691,57 @@ mod tests {
             grants.load(Ordering::Relaxed)
         );
         assert!(allocator.usage().iter().all(|usage| usage.tasks.is_empty()));
+    }
+
+    #[test]
+    fn a_gpu_that_is_probed_makes_tasks_wait_and_its_overhead_counts() {
+        let mut gpu = device(DeviceId::Cuda(0), 24);
+        gpu.state = State::Probing;
+        let allocator = Allocator::new(vec![device(DeviceId::Cpu, 64), gpu]);
+        let reason = busy(&allocator, &wish("cuda", Kind::Training, 24));
+        assert!(reason.contains("cuda:0: it is being probed"), "{reason}");
+        allocator.settle(DeviceId::Cuda(0), Ok(1 << 30));
+        let refusal = allocator
+            .acquire(&wish("cuda", Kind::Training, 24))
+            .unwrap_err();
+        assert_eq!(refusal.code(), "memory.never-fits");
+        assert!(
+            refusal.to_string().contains(&(25u64 << 30).to_string()),
+            "{refusal}"
+        );
+        let lease = granted(&allocator, &wish("cuda", Kind::Training, 23));
+        assert_eq!(
+            (lease.device(), lease.bytes()),
+            (DeviceId::Cuda(0), 23 << 30)
+        );
+        assert_eq!(allocator.usage()[1].reserved_bytes, 24 << 30);
+        allocator.settle(DeviceId::Cuda(0), Err("it fell off".to_owned()));
+        let lease = granted(&allocator, &wish("cuda", Kind::Training, 1));
+        assert_eq!(lease.fallback_reason(), Some("cuda:0: it fell off"));
+    }
+
+    #[test]
+    fn what_other_programs_hold_is_waited_for() {
+        let allocator = machine(1);
+        allocator.measured(DeviceId::Cuda(0), 20 << 30);
+        let wish = wish("cuda:0", Kind::Training, 10);
+        let reason = busy(&allocator, &wish);
+        assert!(
+            reason.contains(&format!("other programs {}", 20u64 << 30)),
+            "{reason}"
+        );
+        let changes = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&changes);
+        allocator.on_change(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        allocator.measured(DeviceId::Cuda(0), 20 << 30);
+        allocator.measured(DeviceId::Cuda(0), 1 << 30);
+        assert_eq!(changes.load(Ordering::Relaxed), 1);
+        let _lease = granted(&allocator, &wish);
+        // What is measured now is the lease's own.
+        allocator.measured(DeviceId::Cuda(0), 11 << 30);
+        assert_eq!(allocator.usage()[1].foreign_bytes, 1 << 30);
     }
 
     proptest! {

@@ -11,8 +11,10 @@ mod nvml;
 mod selector;
 
 pub use allocator::{
-    Allocator, DeviceEntry, Kind, Lease, Limits, Outcome, PartialLimits, Refusal, Request, Usage,
+    Allocator, DeviceEntry, Kind, Lease, Limits, Outcome, PartialLimits, Refusal, Request, State,
+    Usage,
 };
 pub use gpu::{Gpu, Snapshot};
 pub use monitor::Monitor;
+pub use nvml::memory_used;
 pub use selector::{DeviceId, InvalidSelector, Selector};

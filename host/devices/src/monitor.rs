@@ -8,15 +8,23 @@ use crate::nvml;
 
 /// How long after a missing driver the monitor looks again.
 const RETRY: Duration = Duration::from_secs(30);
+/// The longest that a caller waits for a sample of its own.
+const REFRESH: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
+/// Called with every sample.
+type Listener = Box<dyn Fn(&Snapshot) + Send>;
+
 struct Shared {
+    /// Set by who wants a sample before its time.
+    wanted: Mutex<bool>,
+    wake: Condvar,
     last: Mutex<Arc<Snapshot>>,
     sampled: Condvar,
+    listener: Mutex<Option<Listener>>,
 }
 
 /// Keeps the last sample of the machine's GPUs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Monitor {
     shared: Arc<Shared>,
     patience: Duration,
@@ -32,7 +40,10 @@ impl Monitor {
         ));
         let shared = Arc::new(Shared {
             last: Mutex::new(Arc::new(waiting)),
+            wanted: Mutex::new(false),
+            wake: Condvar::new(),
             sampled: Condvar::new(),
+            listener: Mutex::default(),
         });
         let sampling = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("nvml".to_owned());
@@ -59,6 +70,37 @@ impl Monitor {
             .shared
             .sampled
             .wait_timeout_while(last, self.patience, pending);
+    }
+
+    /// A sample taken after this was called; the last one where NVML takes longer than a second.
+    pub fn refresh(&self) -> Arc<Snapshot> {
+        let asked = Instant::now();
+        *self
+            .shared
+            .wanted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.wake.notify_all();
+        let last = self
+            .shared
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let older = |last: &mut Arc<Snapshot>| last.taken.is_none_or(|taken| taken < asked);
+        let waited = self.shared.sampled.wait_timeout_while(last, REFRESH, older);
+        let (last, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&last)
+    }
+
+    /// Calls `listener` with the last sample and every one to come.
+    pub fn on_sample(&self, listener: impl Fn(&Snapshot) + Send + 'static) {
+        let mut slot = self
+            .shared
+            .listener
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        listener(&self.snapshot());
+        *slot = Some(Box::new(listener));
     }
 
     /// The last sample. Where NVML has stopped answering since, its GPUs say so.
@@ -89,8 +131,22 @@ impl Monitor {
 impl Shared {
     fn store(&self, mut snapshot: Snapshot) {
         snapshot.taken.get_or_insert_with(Instant::now);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+        let snapshot = Arc::new(snapshot);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&snapshot);
         self.sampled.notify_all();
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listener) = &*listener {
+            listener(&snapshot);
+        }
+    }
+
+    /// Waits for the next sample's time, or for somebody who wants one now.
+    fn pause(&self, period: Duration) {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .wake
+            .wait_timeout_while(wanted, period, |wanted| !*wanted);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
     }
 
     fn sample_for_ever(&self, period: Duration, visible: Option<&str>) {
@@ -104,7 +160,7 @@ impl Shared {
                     if failed {
                         break;
                     }
-                    std::thread::sleep(period);
+                    self.pause(period);
                 },
             }
             std::thread::sleep(RETRY);

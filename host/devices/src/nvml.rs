@@ -27,6 +27,7 @@ pub(crate) fn open() -> Result<Nvml, String> {
 
 /// Samples all GPUs. `visible` is the value of `CUDA_VISIBLE_DEVICES`.
 pub(crate) fn sample(nvml: &Nvml, visible: Option<&str>) -> Snapshot {
+    let taken = Some(Instant::now());
     let count = match nvml.device_count() {
         Ok(count) => count,
         Err(error) => return Snapshot::unavailable(format!("NVML does not count GPUs: {error}")),
@@ -47,8 +48,21 @@ pub(crate) fn sample(nvml: &Nvml, visible: Option<&str>) -> Snapshot {
         // cuDriverGetVersion: 1000·major + 10·minor.
         cuda_version: cuda.map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
         nvml_error: None,
-        taken: Some(Instant::now()),
+        taken,
     }
+}
+
+/// The memory in use on a GPU at this moment, in bytes (`nvmlDeviceGetMemoryInfo_v2`). Errors: a
+/// reason.
+pub fn memory_used(uuid: &str) -> Result<u64, String> {
+    let nvml = open()?;
+    let device = nvml
+        .device_by_uuid(uuid)
+        .map_err(|error| error.to_string())?;
+    Ok(device
+        .memory_info()
+        .map_err(|error| error.to_string())?
+        .used)
 }
 
 fn read(nvml: &Nvml, index: u32) -> Found {

@@ -15,6 +15,7 @@ use crate::machine::Machine;
 use crate::output;
 use crate::plugins::{self, PluginState, Registry, RegistrySettings};
 use crate::tasks::store::{Store, TaskFilter};
+use crate::worker::probe::Depth;
 use folders::Folders;
 
 /// Trains and runs models from sandboxed WebAssembly plugins on this machine's devices.
@@ -54,6 +55,14 @@ enum Command {
     /// Runs the task that the host sends (used by the host itself).
     #[command(hide = true)]
     Worker,
+    /// Finds out whether a GPU can run tasks (used by the host itself).
+    #[command(hide = true)]
+    Probe {
+        uuid: String,
+        /// Makes no context.
+        #[arg(long)]
+        check: bool,
+    },
     /// Describes a plugin file (used by the host itself).
     #[command(hide = true)]
     Inspect {
@@ -67,6 +76,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Worker => return crate::worker::main::run(),
+        Command::Probe { uuid, check } => {
+            let depth = if check { Depth::Check } else { Depth::Measure };
+            return crate::worker::probe::run(&uuid, depth);
+        }
         Command::Inspect { arguments } => return plugins::inspect::run(arguments),
         Command::Serve(arguments) => {
             Folders::new(&cli.folders).and_then(|folders| serve::serve(&folders, &arguments))
@@ -91,9 +104,10 @@ pub fn main() -> ExitCode {
 }
 
 fn gpus(json: bool) -> anyhow::Result<ExitCode> {
-    let machine = Machine::look();
+    let machine = Machine::look(Depth::Check);
+    machine.probed();
     if json {
-        output::data(serde_json::to_string_pretty(&*machine.monitor.snapshot())?)?;
+        output::data(serde_json::to_string_pretty(&machine.describe()?)?)?;
     } else {
         output::data(machine.table())?;
     }

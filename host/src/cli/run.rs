@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -17,6 +18,7 @@ use crate::tasks::lock::Role;
 use crate::tasks::store::Event;
 use crate::tasks::task::{Submission, TaskKind, TaskRecord, TaskState};
 use crate::tasks::{Settings, Tasks};
+use crate::worker::probe::Depth;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -41,6 +43,9 @@ pub(super) struct Arguments {
     /// The device: cpu, cuda or cuda:N.
     #[arg(long)]
     device: Option<String>,
+    /// Lets matrix products on a GPU round their inputs to TF32, which is faster.
+    #[arg(long)]
+    tf32: bool,
     /// A parameter of the plugin; may be given more than once.
     #[arg(long = "param", value_name = "KEY=VALUE")]
     parameters: Vec<String>,
@@ -84,13 +89,18 @@ pub(super) fn run(folders: &Folders, arguments: Arguments, json: bool) -> anyhow
         if let Some(device) = &submission.device {
             device.parse::<devices::Selector>()?;
         }
-        let machine = Machine::look();
+        // A task on the CPU needs no GPU to be woken up.
+        let on_cpu = submission.device.as_deref() == Some("cpu");
+        let depth = if on_cpu { Depth::Check } else { Depth::Measure };
+        let machine = Arc::new(Machine::look(depth));
+        if !on_cpu {
+            machine.probed();
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let tasks = Tasks::start(Settings {
             role: Role::Single,
             state: folders.state.clone(),
-            allocator: machine.allocator.clone(),
-            devices: machine.facts(),
+            machine: Arc::clone(&machine),
             compile_cache: folders.compile_cache(),
             planners: 1,
             threads_per_worker: arguments.threads.unwrap_or(cores),
@@ -167,6 +177,7 @@ fn submission(
         model: model.name.clone(),
         parameters,
         device: arguments.device.clone(),
+        tf32: arguments.tf32,
         priority: 5,
         description: None,
         data,

@@ -14,6 +14,7 @@ use crate::machine::Machine;
 use crate::output;
 use crate::tasks::lock::Role;
 use crate::tasks::{Settings, Tasks};
+use crate::worker::probe::Depth;
 use crate::worker::protocol::Limits;
 
 #[derive(Args)]
@@ -29,7 +30,7 @@ pub(super) struct Arguments {
 pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
         let listener = http::bind(arguments.listen).await?;
-        let machine = Machine::look();
+        let machine = Arc::new(Machine::look(Depth::Measure));
         output::message(machine.table());
         output::message(format_args!("plugins: {}", folders.plugins.display()));
         output::message(format_args!("state:   {}", folders.state.display()));
@@ -38,8 +39,7 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
         let tasks = Tasks::start(Settings {
             role: Role::Server,
             state: folders.state.clone(),
-            allocator: machine.allocator.clone(),
-            devices: machine.facts(),
+            machine: Arc::clone(&machine),
             compile_cache: folders.compile_cache(),
             planners: cores,
             threads_per_worker: cores,

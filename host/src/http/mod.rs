@@ -41,7 +41,7 @@ const BODY: usize = 1 << 20;
 /// What routes need.
 pub struct Host {
     /// The devices.
-    pub machine: Machine,
+    pub machine: Arc<Machine>,
     /// The plugins.
     pub registry: Registry,
     /// The tasks.

@@ -30,6 +30,8 @@ pub(super) struct Training {
     #[serde(default = "cuda")]
     device: String,
     #[serde(default)]
+    tf32: bool,
+    #[serde(default)]
     weight_path: Option<PathBuf>,
     pretrained: Option<bool>,
     shuffle: Option<bool>,
@@ -56,6 +58,8 @@ pub(super) struct Inference {
     name: Option<String>,
     #[serde(default = "cuda")]
     device: String,
+    #[serde(default)]
+    tf32: bool,
     task_id: Option<String>,
     #[serde(default = "inference_priority")]
     priority: u8,
@@ -120,6 +124,7 @@ impl Training {
             model,
             params,
             device: self.device,
+            tf32: self.tf32,
             priority: self.priority,
             data,
             weights: given(self.weight_path),
@@ -144,6 +149,7 @@ impl Inference {
             model,
             params: self.params,
             device: self.device,
+            tf32: self.tf32,
             priority: self.priority,
             data,
             weights: Some(self.weight_path),
@@ -161,6 +167,7 @@ struct Common {
     model: String,
     params: Map<String, Value>,
     device: String,
+    tf32: bool,
     priority: u8,
     data: Vec<crate::tasks::task::DataSource>,
     weights: Option<PathBuf>,
@@ -192,6 +199,7 @@ fn common(c: Common) -> Result<Submission, Problem> {
         model: c.model,
         parameters: parameters.map_err(|error| Problem::invalid(error.code(), error))?,
         device: Some(c.device),
+        tf32: c.tf32,
         priority: c.priority,
         description: c.description,
         data: c.data,

@@ -61,8 +61,8 @@ fn gpu_info(machine: &Machine) -> Value {
             "free_memory_gb": gigabytes(gpu.memory_free_bytes),
             "utilization": taken.map(|(used, total)| (used as f64 / total as f64 * 1e4).round() / 1e2),
             "current_tasks": usage.map(counts),
-            "schedulable": usage.is_some_and(|usage| usage.schedulable.is_ok()),
-            "reason": usage.and_then(|usage| usage.schedulable.clone().err()),
+            "schedulable": usage.is_some_and(|usage| usage.state == devices::State::Ready),
+            "reason": usage.and_then(|usage| usage.state.reason()),
             "nvml": gpu,
         })
     };
@@ -140,7 +140,7 @@ pub(super) async fn info(State(host): Shared) -> Json<Value> {
         "environment": "production",
         "supported_models": models,
         "resource_limits": by_device(&usage, |usage| json!(usage.limits)),
-        "gpu_available": usage.iter().any(|usage| usage.device != devices::DeviceId::Cpu && usage.schedulable.is_ok()),
+        "gpu_available": usage.iter().any(|usage| usage.device != devices::DeviceId::Cpu && usage.state == devices::State::Ready),
     }))
 }
 

@@ -12,14 +12,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use devices::{Allocator, Kind, Selector};
+use devices::{Kind, Selector};
 use tokio::sync::{Notify, watch};
 
 use self::error::TaskError;
 use self::lock::{Hold, Role};
 use self::store::{Event, Store, TaskFilter};
 use self::task::{Submission, TaskKind, TaskRecord, TaskState};
-use crate::worker::protocol::{DeviceFacts, Limits};
+use crate::machine::Machine;
+use crate::worker::protocol::Limits;
 
 /// What tasks need of the host.
 pub struct Settings {
@@ -28,9 +29,7 @@ pub struct Settings {
     /// The folder of the database and of tasks' own results; it exists.
     pub state: PathBuf,
     /// The devices.
-    pub allocator: Arc<Allocator>,
-    /// The devices as plugins see them.
-    pub devices: Vec<DeviceFacts>,
+    pub machine: Arc<Machine>,
     /// The folder of compiled plugins.
     pub compile_cache: PathBuf,
     /// Workers that plan at once.
@@ -117,7 +116,7 @@ impl Tasks {
             changes: watch::channel(0).0,
         });
         let woken = Arc::downgrade(&inner);
-        inner.settings.allocator.on_change(move || {
+        inner.settings.machine.allocator.on_change(move || {
             if let Some(inner) = woken.upgrade() {
                 inner.changed();
             }
@@ -153,7 +152,7 @@ impl Tasks {
             .as_ref()
             .map(|text| text.parse::<Selector>())
         {
-            inner.settings.allocator.check(&selector)?;
+            inner.settings.machine.allocator.check(&selector)?;
         }
         let mut live = inner.live();
         if live.closing {
@@ -178,6 +177,9 @@ impl Tasks {
             device: None,
             fallback_reason: None,
             waiting_reason: None,
+            device_uuid: None,
+            device_memory: None,
+            tf32: submission.tf32,
             lease_bytes: None,
             priority: submission.priority,
             description: submission.description,

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::store::Event;
-use super::task::{TaskKind, TaskRecord, TaskState};
+use super::task::{DeviceMemory, TaskKind, TaskRecord, TaskState};
 use super::{Inner, now};
 use crate::worker::protocol::{
     DataGrant, Failure, FromWorker, Grant, LeaseRequest, Start, ToWorker, receive, send,
@@ -65,7 +65,7 @@ fn start(inner: &Inner, record: &TaskRecord) -> Start {
         model: record.model.clone(),
         parameters: record.parameters.clone(),
         device: record.device_requested.clone(),
-        devices: settings.devices.clone(),
+        devices: settings.machine.facts(),
         data: record
             .data
             .iter()
@@ -79,6 +79,7 @@ fn start(inner: &Inner, record: &TaskRecord) -> Start {
         output: record.output.clone(),
         compile_cache: settings.compile_cache.clone(),
         threads: settings.threads_per_worker,
+        tf32: record.tf32,
         limits: settings.limits,
     }
 }
@@ -136,6 +137,11 @@ async fn supervise(
                         worker.ended(PATIENCE).await;
                         break Some(end);
                     }
+                    FromWorker::Running { device } => {
+                        observe(inner, record, lease.as_ref()).await;
+                        note(inner, record, FromWorker::Running { device });
+                    }
+                    FromWorker::Heartbeat => observe(inner, record, lease.as_ref()).await,
                     other => note(inner, record, other),
                 }
             }
@@ -165,6 +171,7 @@ async fn supervise(
         }
     };
     drop(lease);
+    settle(inner, record).await;
     Ok(match (cancelled, end) {
         (None, Some(end)) => end,
         (Some(_), Some(end)) if end.state == TaskState::Completed => end,
@@ -202,6 +209,7 @@ fn request(record: &TaskRecord, asked: &LeaseRequest) -> Result<Request, Failure
         selector,
         kind: record.kind.into(),
         bytes: asked.bytes,
+        gpu_bytes: asked.gpu_bytes,
         task: record.id.clone(),
     })
 }
@@ -212,6 +220,51 @@ async fn tell(sink: &mut OwnedWriteHalf, message: ToWorker) {
     let _gone = send(sink, &message).await;
 }
 
+/// Notes how much memory is in use on the task's GPU.
+async fn observe(inner: &Inner, record: &mut TaskRecord, lease: Option<&Lease>) {
+    if let (Some(memory), Some(lease)) = (&mut record.device_memory, lease) {
+        let used = inner.settings.machine.used_bytes(lease.device()).await;
+        memory.during_bytes = memory.during_bytes.max(used);
+    }
+}
+
+/// Waits until the memory of a task that has ended is back on its GPU, a while at most, and notes
+/// what is in use then.
+async fn settle(inner: &Inner, record: &mut TaskRecord) {
+    let device = record
+        .device
+        .as_ref()
+        .and_then(|device| device.parse().ok());
+    let (Some(memory), Some(Selector::Device(device))) = (&mut record.device_memory, device) else {
+        return;
+    };
+    let end = Instant::now() + PATIENCE;
+    loop {
+        memory.after_bytes = inner.settings.machine.used_bytes(device).await;
+        let back = memory
+            .after_bytes
+            .is_none_or(|after| after <= memory.before_bytes);
+        if back || Instant::now() >= end {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let DeviceMemory {
+        before_bytes,
+        during_bytes,
+        after_bytes,
+    } = *memory;
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let text = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), mib);
+    let told = format!(
+        "memory in use on {device} by NVML: {} before the task, {} during it, {} after it",
+        mib(before_bytes),
+        text(during_bytes),
+        text(after_bytes)
+    );
+    inner.record(record, Some(event("info", told)));
+}
+
 /// Answers a lease request where it can be answered now; else records why it waits.
 async fn try_grant(
     inner: &Inner,
@@ -220,11 +273,17 @@ async fn try_grant(
     lease: &mut Option<Lease>,
     sink: &mut OwnedWriteHalf,
 ) -> bool {
-    match inner.settings.allocator.acquire(request) {
+    match inner.settings.machine.allocator.acquire(request) {
         Ok(Outcome::Granted(granted)) => {
+            let (device, machine) = (granted.device(), &inner.settings.machine);
+            let uuid = machine.uuid(device);
+            if uuid.is_some() {
+                record.device_memory = machine.used_bytes(device).await.map(DeviceMemory::before);
+                record.device_uuid.clone_from(&uuid);
+            }
             let grant = Grant {
-                device: granted.device().to_string(),
-                uuid: None,
+                device: device.to_string(),
+                uuid,
                 bytes: granted.bytes(),
                 fallback_reason: granted.fallback_reason().map(str::to_owned),
             };
@@ -279,7 +338,10 @@ fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
         FromWorker::Running { device } => {
             record.state = TaskState::Running;
             record.started_at.get_or_insert_with(now);
-            record.message = format!("runs on {device}");
+            record.message = match &record.device_uuid {
+                Some(uuid) => format!("runs on {device} ({uuid})"),
+                None => format!("runs on {device}"),
+            };
             let told = event("info", record.message.clone());
             record.device = Some(device);
             inner.record(record, Some(told));

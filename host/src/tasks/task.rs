@@ -79,6 +79,8 @@ pub struct Submission {
     pub parameters: Map<String, Value>,
     /// The device chosen by the user; none leaves the choice to the plugin.
     pub device: Option<String>,
+    /// Whether matrix products on a GPU may round their inputs to TF32.
+    pub tf32: bool,
     /// 1 (first) to 10.
     pub priority: u8,
     /// The user's note.
@@ -89,6 +91,28 @@ pub struct Submission {
     pub weights: Option<PathBuf>,
     /// The folder for checkpoints and artifacts; none for one of the task's own in the state folder.
     pub output: Option<PathBuf>,
+}
+
+/// Memory in use on a GPU by NVML, by all programs together, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMemory {
+    /// When the task was granted the GPU.
+    pub before_bytes: u64,
+    /// The most while the task ran.
+    pub during_bytes: Option<u64>,
+    /// After its worker had ended.
+    pub after_bytes: Option<u64>,
+}
+
+impl DeviceMemory {
+    /// What is known when the GPU is granted.
+    pub fn before(before_bytes: u64) -> Self {
+        Self {
+            before_bytes,
+            during_bytes: None,
+            after_bytes: None,
+        }
+    }
 }
 
 /// A task as it is stored.
@@ -118,6 +142,15 @@ pub struct TaskRecord {
     pub fallback_reason: Option<String>,
     /// Why the task waits, while it does.
     pub waiting_reason: Option<String>,
+    /// The UUID of the GPU that was granted.
+    #[serde(default)]
+    pub device_uuid: Option<String>,
+    /// What NVML showed of that GPU's memory.
+    #[serde(default)]
+    pub device_memory: Option<DeviceMemory>,
+    /// Whether matrix products on a GPU may round their inputs to TF32.
+    #[serde(default)]
+    pub tf32: bool,
     /// Bytes of the lease on each device.
     pub lease_bytes: Option<u64>,
     /// 1 (first) to 10.

@@ -161,6 +161,7 @@ fn task(start: Start, link: &Arc<Link>) -> Result<(), Failure> {
         weights: start.weights,
         output: Some(start.output),
         threads: start.threads,
+        tf32: start.tf32,
         limits: start.limits,
         cancelled: Arc::clone(&link.cancelled),
         supervisor: Arc::clone(link) as Arc<dyn Supervisor>,

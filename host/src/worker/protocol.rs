@@ -101,6 +101,8 @@ pub struct Start {
     pub compile_cache: PathBuf,
     /// Threads for compute on the CPU.
     pub threads: usize,
+    /// Whether matrix products on a GPU may round their inputs to TF32.
+    pub tf32: bool,
     /// What the plugin may use.
     pub limits: Limits,
 }
@@ -166,8 +168,10 @@ impl Default for Limits {
 pub struct LeaseRequest {
     /// `cpu`, `cuda` or `cuda:N`: the user's choice, else the plugin's.
     pub device: String,
-    /// Bytes on each device.
+    /// Bytes on the CPU.
     pub bytes: u64,
+    /// Bytes on each GPU.
+    pub gpu_bytes: u64,
     /// Devices wanted.
     pub replicas: u32,
 }

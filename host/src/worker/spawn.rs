@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,13 +29,14 @@ pub struct Worker {
 pub fn spawn() -> anyhow::Result<(Worker, UnixStream)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let mut child = Command::new(program::PATH)
+    let mut command = std::process::Command::new(program::PATH);
+    program::environment(&mut command)
         .arg0("hangar")
-        .arg("worker")
+        .arg("worker");
+    let mut child = Command::from(command)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .env_clear()
         .process_group(0)
         .kill_on_drop(true)
         .spawn()

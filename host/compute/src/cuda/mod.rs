@@ -44,6 +44,13 @@ impl Default for Options {
     }
 }
 
+/// Whether kernels can run on the GPU of this UUID, without making a context. Errors:
+/// `device.unsupported` where the driver, cuBLAS or the GPU is missing or too old, `device.lost`.
+pub fn check(uuid: &str) -> Result<(), Error> {
+    probe::check()?;
+    probe::ordinal(uuid).map(drop)
+}
+
 /// What a session of these plans takes on a GPU, in bytes: exactly what it allocates. Errors:
 /// `graph.limit`.
 pub fn session_bytes(plans: &[&Plan]) -> Result<u64, Error> {

@@ -1,12 +1,13 @@
 //! Runs a test again in a process that sees a simulated NVIDIA machine: libraries are found through
 //! the library path, which a process is given at its start.
 
-use std::path::Path;
 use std::process::Command;
 
 /// The first simulated GPU.
 pub(crate) const UUID: &str = "GPU-00000000-0000-4000-8000-000000000001";
-const SCENARIO: &str = "HANGAR_FAKE_SCENARIO";
+
+/// Set in the processes that see the simulated machine.
+const INSIDE: &str = "HANGAR_TEST_INSIDE";
 
 /// The libraries that a driver and cuBLAS install.
 pub(crate) const LIBRARIES: &[&str] = &["libcuda.so.1", "libcublasLt.so.13", "libnvidia-ml.so.1"];
@@ -25,7 +26,7 @@ pub(crate) fn emulated_with(
     scenario: &str,
     body: impl FnOnce(),
 ) {
-    if std::env::var_os(SCENARIO).is_some() {
+    if std::env::var_os(INSIDE).is_some() {
         return body();
     }
     let own = std::env::current_exe().unwrap();
@@ -36,13 +37,12 @@ pub(crate) fn emulated_with(
         for name in libraries {
             std::os::unix::fs::symlink(&library, folder.path().join(name)).unwrap();
         }
-        let path = folder.path().join("machine.toml");
-        std::fs::write(&path, scenario).unwrap();
+        let machine = format!("thread_order = \"{order}\"\n{scenario}");
+        std::fs::write(folder.path().join("machine.toml"), machine).unwrap();
         let run = Command::new(&own)
             .args([test, "--exact", "--nocapture"])
             .env("LD_LIBRARY_PATH", folder.path())
-            .env(SCENARIO, Path::new(&path))
-            .env("HANGAR_FAKE_ORDER", order)
+            .env(INSIDE, "1")
             .output()
             .unwrap();
         let text = [run.stdout, run.stderr].concat();

@@ -19,7 +19,10 @@ pub struct Device(DeviceFacts);
 /// A wish for a device.
 pub struct Request {
     device: Option<String>,
+    /// On the CPU.
     pub(super) bytes: u64,
+    /// On a GPU.
+    pub(super) gpu_bytes: u64,
     used: bool,
 }
 
@@ -90,6 +93,7 @@ impl devices::HostRequest for State {
         let request = Request {
             device: None,
             bytes: 0,
+            gpu_bytes: 0,
             used: false,
         };
         Ok(self.table.push(request)?)
@@ -106,6 +110,7 @@ impl devices::HostRequest for State {
     fn bytes(&mut self, request: Resource<Request>, needed: u64) -> wasmtime::Result<()> {
         let request = self.table.get_mut(&request)?;
         request.bytes = request.bytes.max(needed);
+        request.gpu_bytes = request.gpu_bytes.max(needed);
         Ok(())
     }
 
@@ -134,6 +139,7 @@ impl devices::HostRequest for State {
                 .or_else(|| request.device.clone())
                 .unwrap_or_else(|| ANY.to_owned()),
             bytes: request.bytes,
+            gpu_bytes: request.gpu_bytes,
             replicas: 1,
         };
         if self.held.strong_count() > 0 {

@@ -58,6 +58,8 @@ pub struct Grants {
     pub output: Option<PathBuf>,
     /// Threads for compute on the CPU and for reading data.
     pub threads: usize,
+    /// Whether matrix products on a GPU may round their inputs to TF32.
+    pub tf32: bool,
     /// What the plugin may use.
     pub limits: Limits,
     /// Set once the user has cancelled the task.
@@ -92,6 +94,7 @@ impl Grants {
             weights: None,
             output: None,
             threads: 1,
+            tf32: false,
             limits,
             cancelled: Arc::default(),
             supervisor: Arc::new(Nobody),

@@ -25,8 +25,11 @@ impl model::Host for State {
             .map(|plan| Ok(&self.table.get(plan)?.plan))
             .collect::<wasmtime::Result<_>>()?;
         let needed = compute::peak_bytes_of(&plans);
+        // Plans that no GPU can run fit none.
+        let on_gpu = compute::cuda::session_bytes(&plans).unwrap_or(u64::MAX);
         let request = self.table.get_mut(&on)?;
         request.bytes = request.bytes.max(needed);
+        request.gpu_bytes = request.gpu_bytes.max(on_gpu);
         Ok(())
     }
 

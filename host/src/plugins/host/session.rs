@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use compute::cpu::CpuBackend;
+use compute::cuda::{self, CudaBackend};
 use compute::graph::Role;
 use compute::schedule::ScheduleKind;
 use compute::{Backend, DType, HostTensor, Schedule};
@@ -16,7 +17,7 @@ use super::devices::{Held, Lease};
 use super::error::{HostError, Result};
 use super::model::Plan;
 use crate::plugins::bindings::hangar::pipeline::model;
-use crate::worker::protocol::FromWorker;
+use crate::worker::protocol::{FromWorker, Grant};
 
 /// The most bytes of one `read`.
 const READ_BYTES: u32 = 1 << 20;
@@ -107,12 +108,15 @@ fn no_plan(plan: usize) -> HostError {
 
 impl State {
     /// The backend of a granted device.
-    fn backend(&self, device: &str) -> Result<Box<dyn Backend>> {
-        if device != "cpu" {
-            let message = format!("this build cannot compute on {device}");
-            return Err(HostError::new("device.unschedulable", message));
-        }
-        Ok(Box::new(CpuBackend::new(self.grants.threads)?))
+    fn backend(&self, grant: &Grant) -> Result<Box<dyn Backend>> {
+        let Some(uuid) = &grant.uuid else {
+            return Ok(Box::new(CpuBackend::new(self.grants.threads)?));
+        };
+        let options = cuda::Options {
+            tf32: self.grants.tf32,
+            ..cuda::Options::default()
+        };
+        Ok(Box::new(CudaBackend::new(uuid, &grant.device, options)?))
     }
 }
 
@@ -129,7 +133,7 @@ impl model::HostSession for State {
             .collect::<Result<_>>()?;
         let held = Arc::clone(&self.table.get(&on)?.0);
         let known = plans.iter().map(OpenPlan::new).collect();
-        let backend = self.backend(&held.grant.device)?;
+        let backend = self.backend(&held.grant)?;
         let session = backend.open(plans, held.free_bytes())?;
         let used_bytes = session.used_bytes();
         held.used_bytes.fetch_add(used_bytes, Ordering::Relaxed);

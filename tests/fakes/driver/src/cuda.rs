@@ -433,12 +433,11 @@ exported! {
         if visible.is_empty() {
             return NO_DEVICE;
         }
-        let order = std::env::var("HANGAR_FAKE_ORDER").unwrap_or_default();
         let mut driver = DRIVER.lock().unwrap_or_else(PoisonError::into_inner);
         let driver = driver.get_or_insert_with(|| Driver {
+            order: Order::parse(&scenario.thread_order),
             scenario,
             visible,
-            order: Order::parse(&order),
             contexts: HashMap::new(),
             allocations: BTreeMap::new(),
             streams: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! A simulated NVIDIA machine: one library that takes the place of `libnvidia-ml.so.1`,
 //! `libcuda.so.1` and `libcublasLt.so.13` through the library path, with GPUs from the scenario file
-//! that `HANGAR_FAKE_SCENARIO` names.
+//! beside it.
 //!
 //! [`scenario`] says which GPUs there are, from captures of real ones, and what goes wrong; [`nvml`]
 //! shows them through NVML's functions, reading the file at every call, so that a test changes the

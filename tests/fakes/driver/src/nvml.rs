@@ -1,12 +1,13 @@
 //! NVML's functions, as `nvml.h` declares them. A device handle is the GPU's number plus 1.
 
-use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 
 use crate::processes;
 use crate::scenario::{Gpu, Profile, Scenario};
 
 const SUCCESS: c_uint = 0;
 const INVALID_ARGUMENT: c_uint = 2;
+const NOT_FOUND: c_uint = 6;
 const INSUFFICIENT_SIZE: c_uint = 7;
 const DRIVER_NOT_LOADED: c_uint = 9;
 const GPU_IS_LOST: c_uint = 15;
@@ -154,6 +155,20 @@ exported! {
                 return Err(INVALID_ARGUMENT);
             }
             put(device, (index as usize + 1) as *mut c_void)
+        })
+    }
+
+    /// The handle of the GPU of an identity.
+    fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: *mut *mut c_void) {
+        answer("nvmlDeviceGetHandleByUUID", |scenario| {
+            if uuid.is_null() {
+                return Err(INVALID_ARGUMENT);
+            }
+            // SAFETY: not null, and the caller passes a text and its end.
+            let wanted = unsafe { CStr::from_ptr(uuid) }.to_str().map_err(|_| INVALID_ARGUMENT)?;
+            let mut gpus = scenario.gpus.iter().enumerate();
+            let found = gpus.position(|(number, gpu)| gpu.identity(number) == wanted);
+            put(device, (found.ok_or(NOT_FOUND)? + 1) as *mut c_void)
         })
     }
 

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::scenario::VARIABLE;
+use crate::scenario;
 
 /// What a process does on a GPU.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -17,10 +17,9 @@ pub struct Activity {
     pub kernels: u64,
 }
 
+/// Where the processes of this machine write.
 fn folder() -> Option<PathBuf> {
-    let mut path = std::env::var_os(VARIABLE)?;
-    path.push(".processes");
-    Some(PathBuf::from(path))
+    Some(scenario::path()?.with_extension("processes"))
 }
 
 /// Writes what this process does, by the GPU's number in the scenario.
@@ -51,7 +50,12 @@ pub fn used_bytes(gpu: usize) -> u64 {
 
 /// What every process did, those that are gone among them, by process id.
 pub fn all() -> Vec<(String, BTreeMap<usize, Activity>)> {
-    let entries = folder().and_then(|folder| std::fs::read_dir(folder).ok());
+    folder().map_or_else(Vec::new, |folder| all_in(&folder))
+}
+
+/// The same of the machine whose processes write in `folder`.
+pub fn all_in(folder: &Path) -> Vec<(String, BTreeMap<usize, Activity>)> {
+    let entries = std::fs::read_dir(folder).ok();
     let entries = entries.into_iter().flatten().flatten();
     let read = |entry: std::fs::DirEntry| {
         let name = entry.file_name().into_string().ok()?;

@@ -3,6 +3,7 @@
 //! ```toml
 //! driver = "580.105.08"        # the driver's version
 //! cuda = 13000                 # as cuDriverGetVersion gives it
+//! thread_order = "reverse"     # of a block's threads: forward, reverse or a seed
 //!
 //! [[gpu]]
 //! profile = "h100"             # a capture of a real GPU, see PROFILES
@@ -11,6 +12,7 @@
 //! temperature = 70             # °C
 //! power = 300.5                # W
 //! utilization = 95             # percent
+//! total_mib = 400              # all memory, instead of the profile's, with no reserve
 //! free_bytes = 100000000       # memory left to all processes together, instead of the profile's
 //! lost = true                  # it fell off the bus: NVML_ERROR_GPU_IS_LOST
 //!
@@ -25,10 +27,20 @@
 //! where the host next waits for the GPU, as on a real one. The codes of `cuda.h` after which a
 //! process cannot go on (700, 719, …) stay.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
-/// The environment variable that names the scenario file.
-pub const VARIABLE: &str = "HANGAR_FAKE_SCENARIO";
+/// The scenario's file, in a folder of the library path, beside the links to this library: so a
+/// process needs nothing of its environment but that path, as with the real libraries.
+pub const FILE: &str = "machine.toml";
+
+/// Where the scenario is; none where there is none.
+pub fn path() -> Option<PathBuf> {
+    let folders = std::env::var_os("LD_LIBRARY_PATH")?;
+    let mut files = std::env::split_paths(&folders).map(|folder| folder.join(FILE));
+    files.find(|file| file.exists())
+}
 
 /// A GPU as `nvidia-smi -q -x` showed it, idle, on real machines.
 #[derive(Debug)]
@@ -139,6 +151,9 @@ pub struct Scenario {
     /// Its GPUs, in NVML's order.
     #[serde(default, rename = "gpu")]
     pub gpus: Vec<Gpu>,
+    /// The order in which a block's threads run: `forward`, `reverse` or a seed.
+    #[serde(default)]
+    pub thread_order: String,
     /// What goes wrong.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
@@ -163,6 +178,8 @@ pub struct Gpu {
     /// Percent.
     #[serde(default)]
     pub utilization: u32,
+    /// All memory, in MiB, instead of the profile's; the driver reserves nothing of it.
+    pub total_mib: Option<u64>,
     /// Memory left to all processes together, in bytes.
     pub free_bytes: Option<u64>,
     /// Whether it fell off the bus.
@@ -197,7 +214,7 @@ fn default_cuda() -> i32 {
 impl Scenario {
     /// Reads the scenario file. Errors: a reason.
     pub fn read() -> Result<Self, String> {
-        let path = std::env::var_os(VARIABLE).ok_or_else(|| format!("{VARIABLE} is not set"))?;
+        let path = path().ok_or_else(|| format!("no {FILE} on the library path"))?;
         let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
         let scenario: Self = toml::from_str(&text).map_err(|error| error.to_string())?;
         for gpu in &scenario.gpus {
@@ -216,7 +233,10 @@ impl Gpu {
 
     /// Memory in bytes: all of it, the driver's reserve, and what other programs take.
     pub fn memory_bytes(&self, profile: &Profile) -> (u64, u64, u64) {
-        let (total, reserved, idle) = profile.memory_mib;
+        let (total, reserved, idle) = match self.total_mib {
+            Some(total) => (total, 0, 0),
+            None => profile.memory_mib,
+        };
         let (total, reserved) = (total << 20, reserved << 20);
         let taken = self.free_bytes.map_or_else(
             || self.used_mib.unwrap_or(idle) << 20,

@@ -1,0 +1,115 @@
+//! Whether a GPU can run tasks, and what a context costs there: found out by a process of its own,
+//! as the host makes no context and must survive whatever a driver does.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use compute::cuda::{self, CudaBackend};
+use serde::{Deserialize, Serialize};
+
+use crate::program;
+
+/// A probe that takes longer is ended: a GPU that wakes up, and the first compilation of all
+/// kernels for it, take some seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The time between two looks at a probe that runs.
+const GLANCE: Duration = Duration::from_millis(10);
+/// What a context is taken to cost where NVML does not tell.
+const UNMEASURED_BYTES: u64 = 1 << 30;
+
+/// How thoroughly a GPU is probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Libraries, versions, compute capability: takes no memory of the GPU.
+    Check,
+    /// A context with all kernels as well, measured.
+    Measure,
+}
+
+/// What a probe prints.
+#[derive(Serialize, Deserialize)]
+struct Finding {
+    context_bytes: u64,
+    error: Option<String>,
+}
+
+/// The body of the probing process: prints what it finds.
+pub fn run(uuid: &str, depth: Depth) -> ExitCode {
+    let measured = || -> Result<u64, compute::Error> {
+        if depth == Depth::Check {
+            return cuda::check(uuid).map(|()| 0);
+        }
+        let before = devices::memory_used(uuid);
+        let _backend = CudaBackend::new(uuid, "probe", cuda::Options::default())?;
+        let after = devices::memory_used(uuid);
+        Ok(match (before, after) {
+            (Ok(before), Ok(after)) if after > before => after - before,
+            _ => UNMEASURED_BYTES,
+        })
+    };
+    let finding = match measured() {
+        Ok(context_bytes) => Finding {
+            context_bytes,
+            error: None,
+        },
+        Err(error) => Finding {
+            context_bytes: 0,
+            error: Some(error.to_string()),
+        },
+    };
+    match serde_json::to_string(&finding) {
+        Ok(text) if crate::output::data(&text).is_ok() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Probes a GPU: the bytes that a context takes there. Errors: why no task can run on it.
+pub fn probe(uuid: &str, depth: Depth) -> Result<u64, String> {
+    let mut command = Command::new(program::PATH);
+    command.arg0("hangar").args(["probe", uuid]);
+    if depth == Depth::Check {
+        command.arg("--check");
+    }
+    let child = program::environment(&mut command)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut child = child.map_err(|error| format!("it cannot be probed: {error}"))?;
+    let end = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < end => std::thread::sleep(GLANCE),
+            _ => {
+                let _ended_meanwhile = child.kill();
+                let _reaped = child.wait();
+                return Err(format!(
+                    "the driver did not answer for {} s",
+                    PATIENCE.as_secs()
+                ));
+            }
+        }
+    };
+    let mut text = String::new();
+    let read = child
+        .stdout
+        .take()
+        .map(|mut out| out.read_to_string(&mut text));
+    let finding = match read {
+        Some(Ok(_)) => serde_json::from_str::<Finding>(&text).ok(),
+        _ => None,
+    };
+    match finding {
+        Some(Finding {
+            error: Some(reason),
+            ..
+        }) => Err(reason),
+        Some(finding) => Ok(finding.context_bytes),
+        None => Err(format!(
+            "the driver ended the process that probed it ({status})"
+        )),
+    }
+}
