@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fakedriver::processes;
 use serde_json::{Value, json};
 
-use crate::{Home, Machine, Server, json, root};
+use crate::{Home, Machine, Server, root};
 
 /// Four GPUs whose order differs wherever it can: NVML counts as listed, `cuda:N` by bus, the
 /// driver from the fastest. By bus: A100, H100, RTX 3090, T4.
@@ -83,7 +83,7 @@ fn recordings(folder: &Path) -> PathBuf {
 /// Runs a command on the machine: the task's record.
 fn run(home: &Home, machine: &Machine, arguments: &[&str]) -> Value {
     let mut command = home.hangar(&["--json", "run"]);
-    json(&machine.on(command.args(arguments)).output().unwrap())
+    crate::json(&machine.on(command.args(arguments)).output().unwrap())
 }
 
 fn same(a: &Value, b: &Value, tolerance: f64) {
@@ -177,7 +177,7 @@ fn cuda_runs_spoken_digits_as_the_cpu_does_on_the_gpu_asked_for() {
 /// A training for the API.
 fn training(data: &Path, device: &str, id: &str) -> Value {
     json!({
-        "model": "cnn", "train_path": data, "num_epochs": 1, "batch_size": 16,
+        "model": "cnn", "train_path": data, "val_path": data, "num_epochs": 1, "batch_size": 16,
         "device": device, "task_id": id,
     })
 }
@@ -324,9 +324,12 @@ fn gpus_that_cannot_run_tasks_say_why() {
             .env("CUDA_VISIBLE_DEVICES", "2"))
         .output()
         .unwrap();
-    assert_eq!(json(&output)["gpus"][0]["name"], "NVIDIA GeForce RTX 3090");
+    assert_eq!(
+        crate::json(&output)["gpus"][0]["name"],
+        "NVIDIA GeForce RTX 3090"
+    );
     // cuda:0 is the RTX 3090 now, for the driver as well.
-    assert_eq!(json(&output)["gpus"][0]["schedulable"], true);
+    assert_eq!(crate::json(&output)["gpus"][0]["schedulable"], true);
 }
 
 #[test]

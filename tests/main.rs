@@ -94,7 +94,8 @@ struct Machine {
 impl Machine {
     fn new(scenario: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let library = Path::new(env!("CARGO_BIN_EXE_hangar")).with_file_name("libfakedriver.so");
+        let own = std::env::current_exe().unwrap();
+        let library = own.with_file_name("libfakedriver.so");
         for name in ["libcuda.so.1", "libcublasLt.so.13", "libnvidia-ml.so.1"] {
             std::os::unix::fs::symlink(&library, folder.path().join(name)).unwrap();
         }

@@ -151,6 +151,13 @@ impl Machine {
         std::iter::once(cpu).chain(gpus).collect()
     }
 
+    /// The UUIDs of all GPUs that are known.
+    pub fn uuids(&self) -> Vec<String> {
+        let snapshot = self.monitor.snapshot();
+        let uuids = snapshot.gpus.iter().filter_map(|gpu| gpu.uuid.clone());
+        uuids.collect()
+    }
+
     /// The UUID of a GPU.
     pub fn uuid(&self, device: DeviceId) -> Option<String> {
         let snapshot = self.monitor.snapshot();

@@ -89,7 +89,7 @@ async fn supervise(
     record: &mut TaskRecord,
     mut told: watch::Receiver<bool>,
 ) -> anyhow::Result<End> {
-    let (worker, socket) = spawn::spawn()?;
+    let (worker, socket) = spawn::spawn(&inner.settings.machine.uuids())?;
     let (mut source, mut sink) = socket.into_split();
     let (heard, mut messages) = mpsc::channel::<FromWorker>(64);
     // Reading a frame cannot be interrupted, so that a task of its own does it.

@@ -16,7 +16,7 @@ use crate::program;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The time between two looks at a probe that runs.
 const GLANCE: Duration = Duration::from_millis(10);
-/// What a context is taken to cost where NVML does not tell.
+/// What a context is taken to cost where it cannot be measured.
 const UNMEASURED_BYTES: u64 = 1 << 30;
 
 /// How thoroughly a GPU is probed.
@@ -54,6 +54,11 @@ pub fn run(uuid: &str, depth: Depth) -> ExitCode {
             context_bytes,
             error: None,
         },
+        // Others hold its memory: tasks wait for that, as for any memory.
+        Err(error) if error.code() == "memory.exhausted" => Finding {
+            context_bytes: UNMEASURED_BYTES,
+            error: None,
+        },
         Err(error) => Finding {
             context_bytes: 0,
             error: Some(error.to_string()),
@@ -72,7 +77,7 @@ pub fn probe(uuid: &str, depth: Depth) -> Result<u64, String> {
     if depth == Depth::Check {
         command.arg("--check");
     }
-    let child = program::environment(&mut command)
+    let child = program::environment(&mut command, &[uuid.to_owned()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -25,12 +25,12 @@ pub struct Worker {
     reader: tokio::task::JoinHandle<()>,
 }
 
-/// Starts a worker. Gives it and the supervisor's end of the socket.
-pub fn spawn() -> anyhow::Result<(Worker, UnixStream)> {
+/// Starts a worker that sees the GPUs of these UUIDs. Gives it and the supervisor's end of the socket.
+pub fn spawn(uuids: &[String]) -> anyhow::Result<(Worker, UnixStream)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let mut command = std::process::Command::new(program::PATH);
-    program::environment(&mut command)
+    program::environment(&mut command, uuids)
         .arg0("hangar")
         .arg("worker");
     let mut child = Command::from(command)
