@@ -301,3 +301,58 @@ fn cuda_finds_its_gpu_by_uuid_whatever_the_order() {
         assert_eq!(ran, [0]);
     });
 }
+
+#[test]
+fn cuda_spectrograms_of_any_size_agree_with_the_cpu() {
+    let test = "cuda_spectrograms_of_any_size_agree_with_the_cpu";
+    emulated(test, &["forward", "reverse"], GPU, || {
+        // Powers of two, mixed factors, a large prime factor, and more than shared memory holds.
+        for (size, hop) in [(2, 1), (128, 64), (60, 17), (254, 100), (4096, 1000)] {
+            let samples = 2 * size as usize + 77;
+            let mut b = Builder::new();
+            let x = b
+                .input(
+                    "x",
+                    DType::F32,
+                    &[Dim::Fixed(2), Dim::Fixed(samples as u64)],
+                )
+                .unwrap();
+            let power = b
+                .stft_power(x, size, hop, compute::builder::Window::Hamming)
+                .unwrap();
+            let shifted = b.affine(power, 0.5, 1e-2).unwrap();
+            let logarithm = b.log(shifted).unwrap();
+            b.output("log", logarithm).unwrap();
+            let plain = b
+                .stft_power(x, size, hop, compute::builder::Window::Hann)
+                .unwrap();
+            let loss = b.sum(plain, &[], false).unwrap();
+            let dx = b.gradients(loss, &[x]).unwrap()[0];
+            b.output("dx", dx).unwrap();
+            b.output("power", plain).unwrap();
+            let values: Vec<f32> = (0..2 * samples).map(|i| (i as f32 * 0.37).sin()).collect();
+            let x = HostTensor::from_f32(&[2, samples], &values).unwrap();
+            let plan = Plan::new(&b.graph(), 1).unwrap();
+            let results = |backend: &dyn Backend| {
+                let mut session = backend.open(vec![plan.clone()], u64::MAX).unwrap();
+                session
+                    .run(0, 1, &[("x", &x)], &AtomicBool::new(false))
+                    .unwrap();
+                ["log", "power", "dx"]
+                    .map(|name| session.output(0, name).unwrap().to_f32().unwrap())
+            };
+            let (gpu, cpu) = (
+                results(&open().unwrap()),
+                results(&CpuBackend::new(1).unwrap()),
+            );
+            for (gpu, cpu) in gpu.iter().zip(&cpu) {
+                let norm = |v: &mut dyn Iterator<Item = f32>| {
+                    v.map(|x| f64::from(x * x)).sum::<f64>().sqrt()
+                };
+                let error = norm(&mut gpu.iter().zip(cpu).map(|(a, b)| a - b))
+                    / norm(&mut cpu.iter().copied());
+                assert!(error < 2e-5, "size {size}: {error:e}");
+            }
+        }
+    });
+}

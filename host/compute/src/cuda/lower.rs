@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::blas;
 use super::program::{Command, Launch, Pair, Strided};
-use super::signal;
+use super::signal::{self, Epilogue};
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Node, Value};
@@ -154,8 +154,14 @@ pub(super) fn lower(
         }
     }
     let mut optimized = false;
-    for &value in &plan.steps {
+    let mut skip = 0;
+    for (number, &value) in plan.steps.iter().enumerate() {
+        if skip > 0 {
+            skip -= 1;
+            continue;
+        }
         match &plan.graph.node(value).op {
+            Op::StftPower(stft) => skip = lowering.stft_power(number, stft),
             Op::Optimize(_) if optimized => {}
             Op::Optimize(_) => {
                 optimized = true;
@@ -422,16 +428,72 @@ impl<'a> Lowering<'a> {
             | Op::BatchNormTrainGradient
             | Op::BatchNormEvalGradient
             | Op::UpdateRunning { .. } => self.norm(node, &x, out),
-            Op::StftPower(stft) => {
-                let image = self.shape(shape(0));
-                signal::power(self, stft, &image, x[0], out);
-            }
             Op::StftPowerGradient(stft) => {
                 signal::gradient(self, stft, &own, x[0], x[1], out);
             }
-            Op::Leaf(_) | Op::Reshape | Op::Optimize(_) => {}
+            Op::Leaf(_) | Op::Reshape | Op::Optimize(_) | Op::StftPower(_) => {}
         }
         Ok(())
+    }
+
+    /// Lowers a transform with the affine function and the logarithm that follow it, where nothing
+    /// else uses what lies between; how many steps that is.
+    fn stft_power(&mut self, number: usize, stft: &Stft) -> usize {
+        let plan = self.plan;
+        let mut last = plan.steps[number];
+        let x = self.node(last).inputs[0];
+        let mut epilogue = Epilogue {
+            factor: 1.0,
+            offset: 0.0,
+            log: false,
+        };
+        let mut taken = 0;
+        for &next in &plan.steps[number + 1..] {
+            let node = self.node(next);
+            // The result is written while x is still read.
+            if node.inputs.first() != Some(&last) || !self.used_once(last) || self.overlap(next, x)
+            {
+                break;
+            }
+            match &node.op {
+                Op::Unary(Unary::Affine { factor, offset }) if taken == 0 => {
+                    epilogue.factor = *factor as f32;
+                    epilogue.offset = *offset as f32;
+                }
+                Op::Unary(Unary::Log) if !epilogue.log => epilogue.log = true,
+                _ => break,
+            }
+            last = next;
+            taken += 1;
+        }
+        let (from, out) = (self.address(x), self.address(last));
+        let shape = self.shape(x);
+        signal::power(self, stft, &shape, epilogue, from, out);
+        taken
+    }
+
+    /// Whether one node and no output uses a value.
+    fn used_once(&self, value: Value) -> bool {
+        let graph = &self.plan.graph;
+        let inputs = graph.nodes.iter().flat_map(|node| &node.inputs);
+        let outputs = graph.outputs.iter().map(|(_, output)| output);
+        inputs.chain(outputs).filter(|used| **used == value).count() == 1
+    }
+
+    /// Whether the places of two values have bytes in common at the largest batch.
+    fn overlap(&self, a: Value, b: Value) -> bool {
+        let range = |value: Value| match self.plan.places[value.index()] {
+            Place::Arena(offset) => {
+                let bytes = self
+                    .plan
+                    .bytes(value, self.plan.max_batch)
+                    .unwrap_or(u64::MAX);
+                offset..offset.saturating_add(bytes)
+            }
+            _ => 0..0,
+        };
+        let (a, b) = (range(a), range(b));
+        a.start < b.end && b.start < a.end
     }
 
     fn gather(&mut self, dtype: DType, x: u64, out: u64, own: &[usize], moved: &[usize]) {

@@ -95,8 +95,23 @@ pub(super) fn table_bytes(stft: &Stft) -> u64 {
     u64::from(stft.size) * 12
 }
 
+/// What is made of a power in the same kernel: factor · power + offset, or its logarithm.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Epilogue {
+    pub(super) factor: f32,
+    pub(super) offset: f32,
+    pub(super) log: bool,
+}
+
 /// x `[batch, samples]` to its power.
-pub(super) fn power(lowering: &mut Lowering<'_>, stft: &Stft, x: &[usize], from: u64, out: u64) {
+pub(super) fn power(
+    lowering: &mut Lowering<'_>,
+    stft: &Stft,
+    x: &[usize],
+    epilogue: Epilogue,
+    from: u64,
+    out: u64,
+) {
     let parameters = Parameters::new(stft, x);
     let blocks = parameters.count().min(BLOCKS);
     let scratch = lowering.workspace(parameters.scratch_bytes(blocks));
@@ -105,7 +120,9 @@ pub(super) fn power(lowering: &mut Lowering<'_>, stft: &Stft, x: &[usize], from:
         .with(from)
         .with(table)
         .with(out);
-    lowering.launch(launch.with(scratch).with(parameters));
+    let launch = launch.with(scratch).with(parameters);
+    let launch = launch.with(epilogue.factor).with(epilogue.offset);
+    lowering.launch(launch.with(i32::from(epilogue.log)));
 }
 
 /// The gradient of x, of its shape.

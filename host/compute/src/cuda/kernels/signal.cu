@@ -80,8 +80,9 @@ __device__ inline float2* spectrum(const float* x, float2* buffer, const Stft& s
     return transform(buffer, buffer + n, s, table);
 }
 
-// y [batch, bins, frames] = |X|².
-KERNEL stft_power(const float* x, const float* table, float* y, float2* workspace, Stft s) {
+// y [batch, bins, frames] = factor · |X|² + offset, or where `log` the logarithm of that.
+KERNEL stft_power(const float* x, const float* table, float* y, float2* workspace, Stft s,
+                  float factor, float offset, int log) {
     __shared__ float2 shared[SHARED_VALUES];
     float2* buffer = buffers(shared, workspace, s);
     Index bins = s.size / 2 + 1;
@@ -90,7 +91,8 @@ KERNEL stft_power(const float* x, const float* table, float* y, float2* workspac
         float2* half = spectrum(x + sample * s.samples + frame * s.hop, buffer, s, table);
         for (Index k = threadIdx.x; k < bins; k += BLOCK) {
             float2 value = bin(half, s, table, k);
-            y[(sample * bins + k) * s.frames + frame] = value.x * value.x + value.y * value.y;
+            float power = factor * (value.x * value.x + value.y * value.y) + offset;
+            y[(sample * bins + k) * s.frames + frame] = log ? logf(power) : power;
         }
         __syncthreads();
     }
