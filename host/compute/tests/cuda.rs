@@ -356,3 +356,34 @@ fn cuda_spectrograms_of_any_size_agree_with_the_cpu() {
         }
     });
 }
+
+#[test]
+fn cuda_convolutions_go_through_cudnn_where_it_is_installed() {
+    let test = "cuda_convolutions_go_through_cudnn_where_it_is_installed";
+    let machine = format!("{GPU}[[fault]]\nfunction = \"cudnnConvolution\"\ncode = 1\n");
+    for libraries in [LIBRARIES, &[LIBRARIES, &["libcudnn.so.9"]].concat()] {
+        emulated_with(libraries, test, &["forward"], &machine, || {
+            let installed = std::env::var("LD_LIBRARY_PATH")
+                .is_ok_and(|folder| std::path::Path::new(&folder).join("libcudnn.so.9").exists());
+            let mut b = Builder::new();
+            let x = b
+                .input("x", DType::F32, &[4, 3, 9, 9].map(Dim::Fixed))
+                .unwrap();
+            let weight = b.parameter("weight", &[8, 3, 3, 3], "ones", 0).unwrap();
+            let y = b
+                .conv2d(x, weight, None, compute::builder::Conv2d::default())
+                .unwrap();
+            b.output("y", y).unwrap();
+            let plan = Plan::new(&b.graph(), 1).unwrap();
+            let options = cuda::Options {
+                graphs: false,
+                ..cuda::Options::default()
+            };
+            let backend = CudaBackend::new(UUID, "cuda:0", options).unwrap();
+            let mut session = backend.open(vec![plan], u64::MAX).unwrap();
+            let x = HostTensor::from_f32(&[4, 3, 9, 9], &[0.5; 4 * 3 * 81]).unwrap();
+            let ran = session.run(0, 1, &[("x", &x)], &AtomicBool::new(false));
+            assert_eq!(ran.is_err(), installed, "{ran:?}");
+        });
+    }
+}

@@ -554,6 +554,16 @@ fn golden_training_runs_agree_with_pytorch_on_cuda() {
 }
 
 #[test]
+fn golden_cases_agree_with_pytorch_on_cuda_where_cudnn_is_installed() {
+    let test = "golden_cases_agree_with_pytorch_on_cuda_where_cudnn_is_installed";
+    let libraries = [emulator::LIBRARIES, &["libcudnn.so.9"]].concat();
+    emulator::emulated_with(&libraries, test, &["forward"], ONE_GPU, || {
+        check_operators(&gpu(true));
+        check_trainings(&gpu(true));
+    });
+}
+
+#[test]
 fn golden_training_runs_on_cuda_are_the_same_bit_for_bit_with_and_without_graphs() {
     let test = "golden_training_runs_on_cuda_are_the_same_bit_for_bit_with_and_without_graphs";
     emulator::emulated(test, &["forward"], ONE_GPU, || {

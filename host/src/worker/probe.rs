@@ -4,9 +4,12 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use compute::builder::Conv2d;
 use compute::cuda::{self, CudaBackend};
+use compute::{Backend, Builder, DType, Dim, HostTensor, Plan};
 use serde::{Deserialize, Serialize};
 
 use crate::program;
@@ -35,6 +38,37 @@ struct Finding {
     error: Option<String>,
 }
 
+/// Sizes of the exercise's input.
+const EXERCISE: [usize; 4] = [2, 8, 16, 16];
+
+/// A training that uses every library, as they load much of themselves when first used.
+fn exercise() -> Result<Plan, compute::Error> {
+    let mut b = Builder::new();
+    let x = b.input(
+        "x",
+        DType::F32,
+        &EXERCISE.map(|size| Dim::Fixed(size as u64)),
+    )?;
+    let y = b.input("y", DType::I64, &[Dim::Fixed(2)])?;
+    let filter = b.parameter("filter", &[8, 8, 3, 3], "torch-uniform", 0)?;
+    let filter2 = b.parameter("filter2", &[8, 8, 3, 3], "torch-uniform", 0)?;
+    let weight = b.parameter("weight", &[4, 8], "torch-uniform", 0)?;
+    let padded = Conv2d {
+        padding: (1, 1),
+        ..Conv2d::default()
+    };
+    let hidden = b.conv2d(x, filter, None, padded)?;
+    let hidden = b.conv2d(hidden, filter2, None, padded)?;
+    let means = b.mean(hidden, &[2, 3], false)?;
+    let logits = b.linear(means, weight, None)?;
+    let loss = b.cross_entropy(logits, y, 0.0)?;
+    let parameters = [filter, filter2, weight];
+    let gradients = b.gradients(loss, &parameters)?;
+    b.sgd(&parameters, &gradients, 0.0, false, 0.0)?;
+    b.output("loss", loss)?;
+    Plan::new(&b.graph(), 2)
+}
+
 /// The body of the probing process: prints what it finds.
 pub fn run(uuid: &str, depth: Depth) -> ExitCode {
     let measured = || -> Result<u64, compute::Error> {
@@ -42,10 +76,17 @@ pub fn run(uuid: &str, depth: Depth) -> ExitCode {
             return cuda::check(uuid).map(|()| 0);
         }
         let before = devices::memory_used(uuid);
-        let _backend = CudaBackend::new(uuid, "probe", cuda::Options::default())?;
+        let backend = CudaBackend::new(uuid, "probe", cuda::Options::default())?;
+        let mut session = backend.open(vec![exercise()?], u64::MAX)?;
+        let x = HostTensor::from_f32(&EXERCISE, &[0.5; 2 * 8 * 16 * 16])?;
+        let y = HostTensor::from_i64(&[2], &[0, 1])?;
+        session.run(0, 2, &[("x", &x), ("y", &y)], &AtomicBool::new(false))?;
+        session.mean(0, "loss")?;
         let after = devices::memory_used(uuid);
         Ok(match (before, after) {
-            (Ok(before), Ok(after)) if after > before => after - before,
+            (Ok(before), Ok(after)) if after > before + session.used_bytes() => {
+                after - before - session.used_bytes()
+            }
             _ => UNMEASURED_BYTES,
         })
     };

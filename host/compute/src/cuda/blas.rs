@@ -9,11 +9,8 @@ use std::sync::Arc;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 
-use super::driver::{Context, Stream};
+use super::driver::{Context, LIBRARY_WORKSPACE_BYTES, Stream};
 use crate::error::Error;
-
-/// Workspace that algorithms may use, in bytes. cuBLASLt's documentation advises 32 MiB for Hopper.
-pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
 
 fn failed(doing: &str, error: CublasError) -> Error {
     Error::new("device.failed", format!("{doing}: {:?}", error.0))
@@ -204,7 +201,7 @@ impl Product {
         let b = Layout::new(b.0, b.1, batch, shape.stride_b)?;
         let out = Layout::new(m, n, batch, m * n)?;
         let preference = Preference(result::create_matmul_pref().map_err(doing)?);
-        let most = WORKSPACE_BYTES as usize;
+        let most = LIBRARY_WORKSPACE_BYTES as usize;
         use sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as MOST;
         // SAFETY: the preference lives, and the value is a size; the descriptions live as well.
         let found = unsafe {
@@ -256,7 +253,7 @@ impl Product {
                 self.out.0,
                 &raw const self.algorithm,
                 pointer(self.workspace).cast_mut(),
-                WORKSPACE_BYTES as usize,
+                LIBRARY_WORKSPACE_BYTES as usize,
                 stream.raw.cast(),
             )
         };

@@ -1,9 +1,11 @@
-//! Convolutions: implicit matrix products, in tiles where a group has channels enough to fill one.
+//! Convolutions: by cuDNN, or as implicit matrix products of our own, in tiles where a group has
+//! channels enough to fill one.
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-use super::lower::Lowering;
-use super::program::Launch;
+use super::dnn::{self, Direction, Operands};
+use super::lower::{Lowering, add_broadcast, join};
+use super::program::{Convolution, Launch};
 use crate::error::Error;
 use crate::ops::conv::{Conv2d, Geometry};
 use crate::ops::reduce::Reduction;
@@ -65,26 +67,40 @@ fn add<T: NoUninit>(launch: Launch, addresses: &[T]) -> Launch {
         .fold(launch, |launch, &address| launch.with(address))
 }
 
-impl Lowering<'_> {
-    /// A product of `groups` matrices `[m, n]`: by tiles, or a thread a result.
-    fn product(
-        &mut self,
-        kernels: [&'static str; 2],
-        conv: Conv,
-        (m, n): (usize, usize),
-        addresses: &[u64],
-    ) {
-        let groups = conv.groups as usize;
-        if !tileable(m, groups) {
-            let launch = add(Launch::threads(kernels[1], groups * m * n), addresses);
-            self.launch(launch.with(conv).count(groups * m * n));
-        } else {
-            let blocks = [n.div_ceil(TILE), m.div_ceil(TILE), groups];
-            let launch = add(Launch::blocks(kernels[0], blocks), addresses);
-            self.launch(launch.with(conv));
-        }
+/// Our own kernel for a product of `groups` matrices `[m, n]`: by tiles, or a thread a result.
+fn product(
+    kernels: [&'static str; 2],
+    conv: Conv,
+    (m, n): (usize, usize),
+    addresses: &[u64],
+) -> Launch {
+    let groups = conv.groups as usize;
+    if !tileable(m, groups) {
+        let launch = add(Launch::threads(kernels[1], groups * m * n), addresses);
+        return launch.with(conv).count(groups * m * n);
     }
+    let blocks = [n.div_ceil(TILE), m.div_ceil(TILE), groups];
+    add(Launch::blocks(kernels[0], blocks), addresses).with(conv)
+}
 
+/// The sizes for cuDNN.
+fn described(c: &Conv2d, g: &Geometry, direction: Direction) -> dnn::Shape {
+    let number = |size: usize| i32::try_from(size).unwrap_or(i32::MAX);
+    let pair = |(vertical, horizontal): (u32, u32)| [vertical as i32, horizontal as i32];
+    let per_group = g.channels / c.groups as usize;
+    dnn::Shape {
+        direction,
+        x: [g.batch, g.channels, g.height, g.width].map(number),
+        weight: [g.out, per_group, g.kernel.0, g.kernel.1].map(number),
+        y: [g.batch, g.out, g.rows, g.columns].map(number),
+        padding: pair(c.padding),
+        stride: pair(c.stride),
+        dilation: pair(c.dilation),
+        groups: c.groups as i32,
+    }
+}
+
+impl Lowering<'_> {
     /// `addresses`: x, weight, bias (0 for none), y.
     pub(super) fn conv2d(
         &mut self,
@@ -95,7 +111,19 @@ impl Lowering<'_> {
     ) -> Result<(), Error> {
         let (conv, g) = Conv::new(c, x, weight)?;
         let sizes = (g.out / c.groups as usize, g.batch * g.pixels());
-        self.product(["conv2d_tiled", "conv2d_direct"], conv, sizes, &addresses);
+        let own = product(["conv2d_tiled", "conv2d_direct"], conv, sizes, &addresses);
+        let [x, weight, bias, y] = addresses;
+        let n = g.batch * g.out * g.pixels();
+        let after = (bias != 0).then(|| {
+            let own = [g.batch, g.out, g.rows, g.columns];
+            add_broadcast(y, bias, y, &own, &[g.out, 1, 1], n)
+        });
+        self.convolve(Convolution {
+            shape: described(c, &g, Direction::Forward),
+            operands: Operands { x, weight, y },
+            after,
+            own: vec![own],
+        });
         Ok(())
     }
 
@@ -113,7 +141,14 @@ impl Lowering<'_> {
             "conv2d_input_gradient_tiled",
             "conv2d_input_gradient_direct",
         ];
-        self.product(kernels, conv, sizes, &addresses);
+        let own = product(kernels, conv, sizes, &addresses);
+        let [y, weight, x] = addresses;
+        self.convolve(Convolution {
+            shape: described(c, &g, Direction::Input),
+            operands: Operands { x, weight, y },
+            after: None,
+            own: vec![own],
+        });
         Ok(())
     }
 
@@ -129,31 +164,39 @@ impl Lowering<'_> {
         let groups = c.groups as usize;
         let (m, n) = (g.out / groups, g.patch());
         let results = groups * m * n;
-        if !tileable(m, groups) {
+        let mut own = Vec::new();
+        if tileable(m, groups) {
+            let tiles = [n.div_ceil(TILE), m.div_ceil(TILE)];
+            let blocks = tiles[0] * tiles[1] * groups;
+            let wanted = self.splits(results, blocks, g.batch * g.pixels());
+            let splits = wanted.min(65_535 / groups);
+            let parts = if splits > 1 {
+                self.workspace((results * splits) as u64 * 4)
+            } else {
+                dweight
+            };
+            let blocks = [tiles[0], tiles[1], groups * splits];
+            let launch = Launch::blocks("conv2d_weight_gradient_tiled", blocks);
+            let launch = launch.with(x_at).with(dy).with(parts).with(conv);
+            own.push(launch.count(splits).count(results));
+            if splits > 1 {
+                own.push(join(Reduction::Sum, parts, dweight, results, splits));
+            }
+        } else {
             let launch = Launch::each("conv2d_weight_gradient_direct", results);
             let launch = launch.with(x_at).with(dy).with(dweight).with(conv);
-            self.launch(launch.count(results));
-            return Ok(());
+            own.push(launch.count(results));
         }
-        let tiles = [n.div_ceil(TILE), m.div_ceil(TILE)];
-        let blocks = tiles[0] * tiles[1] * groups;
-        let splits = self
-            .splits(results, blocks, g.batch * g.pixels())
-            .min(65_535 / groups);
-        let parts = if splits > 1 {
-            self.workspace((results * splits) as u64 * 4)
-        } else {
-            dweight
-        };
-        let launch = Launch::blocks(
-            "conv2d_weight_gradient_tiled",
-            [tiles[0], tiles[1], groups * splits],
-        );
-        let launch = launch.with(x_at).with(dy).with(parts).with(conv);
-        self.launch(launch.count(splits).count(results));
-        if splits > 1 {
-            self.join(Reduction::Sum, parts, dweight, results, splits);
-        }
+        self.convolve(Convolution {
+            shape: described(c, &g, Direction::Weight),
+            operands: Operands {
+                x: x_at,
+                weight: dweight,
+                y: dy,
+            },
+            after: None,
+            own,
+        });
         Ok(())
     }
 }

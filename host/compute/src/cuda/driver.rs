@@ -14,6 +14,10 @@ use crate::error::Error;
 /// Threads of every block, as `device.cuh` says.
 pub(super) const BLOCK: u32 = 256;
 
+/// Workspace that the algorithms of cuBLASLt and cuDNN may use, in bytes: what cuBLASLt's
+/// documentation advises for Hopper.
+pub(super) const LIBRARY_WORKSPACE_BYTES: u64 = 32 << 20;
+
 /// Turns the driver's answer into the engine's error. Errors after which cuda.h says that the
 /// process must be ended are `device.fault`; a GPU that is gone is `device.lost`.
 fn failed(doing: &str, error: DriverError) -> Error {

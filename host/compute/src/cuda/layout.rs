@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::blas;
+use super::driver::LIBRARY_WORKSPACE_BYTES;
 use super::lower::{Addresses, STEP_BYTES, groups, lower};
-use super::program::{ErrorWord, Target};
+use super::program::{Command, ErrorWord, Target};
 use super::signal;
 use crate::error::Error;
 use crate::ops::Op;
@@ -32,7 +32,8 @@ pub(super) struct Layout {
     pub(super) arena: u64,
     pub(super) workspace: u64,
     pub(super) workspace_bytes: u64,
-    pub(super) blas: u64,
+    /// Of cuBLASLt and cuDNN.
+    pub(super) library: u64,
     pub(super) staging: [u64; SLOTS],
     pub(super) staging_bytes: u64,
     /// All of it, as the driver gives it.
@@ -108,7 +109,7 @@ impl Layout {
         let results = cursor.take(results_bytes);
         let arena = cursor.take(plans.iter().map(|plan| plan.arena_bytes).max().unwrap_or(0));
         let mut workspace_bytes = 0;
-        let mut multiplies = false;
+        let mut uses_libraries = false;
         for plan in plans {
             let unplaced = Addresses {
                 variables: vec![0; plan.variables.len()],
@@ -118,13 +119,17 @@ impl Layout {
             let batch = usize::try_from(plan.max_batch).unwrap_or(usize::MAX);
             let lowered = lower(plan, batch, &unplaced, None)?;
             workspace_bytes = workspace_bytes.max(lowered.workspace_bytes);
-            multiplies |= plan
-                .steps
+            uses_libraries |= lowered
+                .commands
                 .iter()
-                .any(|&step| matches!(plan.graph.node(step).op, Op::Matmul { .. }));
+                .any(|command| matches!(command, Command::Product(..) | Command::Convolution(..)));
         }
         let workspace = cursor.take(workspace_bytes);
-        let blas = cursor.take(if multiplies { blas::WORKSPACE_BYTES } else { 0 });
+        let library = cursor.take(if uses_libraries {
+            LIBRARY_WORKSPACE_BYTES
+        } else {
+            0
+        });
         let staging = std::array::from_fn(|_| cursor.take(staging_bytes));
         Ok(Self {
             variables,
@@ -135,7 +140,7 @@ impl Layout {
             arena,
             workspace,
             workspace_bytes,
-            blas,
+            library,
             staging,
             staging_bytes,
             total_bytes: cursor.0.max(1).next_multiple_of(GRANULE),

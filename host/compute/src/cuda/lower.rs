@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::blas;
-use super::program::{Command, Launch, Pair, Strided};
+use super::program::{Command, Convolution, Launch, Pair, Strided};
 use super::signal::{self, Epilogue};
 use crate::dtype::DType;
 use crate::error::Error;
@@ -191,6 +191,10 @@ impl<'a> Lowering<'a> {
         self.commands.push(Command::Launch(launch));
     }
 
+    pub(super) fn convolve(&mut self, convolution: Convolution) {
+        self.commands.push(Command::Convolution(convolution));
+    }
+
     fn node(&self, value: Value) -> &'a Node {
         self.plan.graph.node(value)
     }
@@ -216,32 +220,8 @@ impl<'a> Lowering<'a> {
         wanted.min(room).max(1)
     }
 
-    /// Sums `splits` parts of `results` elements in the workspace.
-    pub(super) fn join(
-        &mut self,
-        kind: Reduction,
-        parts: u64,
-        out: u64,
-        results: usize,
-        splits: usize,
-    ) {
-        let kept = Strided::new(&[results], &[1]);
-        let reduced = Strided::new(&[splits], &[results]);
-        let kernel = if results == 1 {
-            "reduce_inner"
-        } else {
-            "reduce_outer"
-        };
-        let launch = Launch::blocks(kernel, [results.div_ceil(32).min(1 << 16), 1, 1])
-            .with(kind as i32)
-            .with(parts)
-            .with(out)
-            .with(kept)
-            .with(reduced)
-            .count(results)
-            .count(splits)
-            .count(1);
-        self.launch(launch);
+    fn join(&mut self, kind: Reduction, parts: u64, out: u64, results: usize, splits: usize) {
+        self.launch(join(kind, parts, out, results, splits));
     }
 
     fn step(&mut self, value: Value) -> Result<(), Error> {
@@ -688,6 +668,24 @@ impl<'a> Lowering<'a> {
     }
 }
 
+/// Sums `splits` parts of `results` elements.
+pub(super) fn join(kind: Reduction, parts: u64, out: u64, results: usize, splits: usize) -> Launch {
+    let kernel = if results == 1 {
+        "reduce_inner"
+    } else {
+        "reduce_outer"
+    };
+    Launch::blocks(kernel, [results.div_ceil(32).min(1 << 16), 1, 1])
+        .with(kind as i32)
+        .with(parts)
+        .with(out)
+        .with(Strided::new(&[results], &[1]))
+        .with(Strided::new(&[splits], &[results]))
+        .count(results)
+        .count(splits)
+        .count(1)
+}
+
 /// The axes that stay and those that are reduced, with the numbers of their elements.
 fn split(shape: &[usize], axes: &[usize]) -> (Strided, Strided, usize, usize) {
     let all = strides(shape);
@@ -705,6 +703,20 @@ fn split(shape: &[usize], axes: &[usize]) -> (Strided, Strided, usize, usize) {
 
 fn pair(a: &[usize], b: &[usize], own: &[usize]) -> Pair {
     Pair::new(own, &broadcast(a, own), &broadcast(b, own))
+}
+
+/// out = a + b, of `n` elements of shape `own`, b broadcast from `b_shape`.
+pub(super) fn add_broadcast(
+    a: u64,
+    b: u64,
+    out: u64,
+    own: &[usize],
+    b_shape: &[usize],
+    n: usize,
+) -> Launch {
+    let launch = Launch::threads("binary_broadcast", n).with(binary(Binary::Add));
+    let launch = launch.with(a).with(b).with(out);
+    launch.with(pair(own, b_shape, own)).count(n)
 }
 
 /// The number of a function in elementwise.cu, and its constants.

@@ -1,12 +1,14 @@
-//! The CUDA backend: the same plans as on the CPU, with kernels of our own and cuBLASLt.
+//! The CUDA backend: the same plans as on the CPU, with kernels of our own, cuBLASLt, and cuDNN
+//! where it is installed.
 //!
 //! A plan is lowered to commands (`lower` and a file a family of operators, with its kernels in
 //! `kernels/`), which a session records once as a CUDA graph and replays. [`layout`] gives every
-//! tensor a place in one allocation, whose size is known before a GPU is asked for. `driver` and
-//! `blas` hold all calls into NVIDIA's libraries; [`probe`] finds out whether there are any.
+//! tensor a place in one allocation, whose size is known before a GPU is asked for. `driver`,
+//! `blas` and `dnn` hold all calls into NVIDIA's libraries; [`probe`] finds out whether there are any.
 
 mod blas;
 mod conv;
+mod dnn;
 mod driver;
 mod kernels;
 mod layout;
@@ -70,6 +72,7 @@ pub struct CudaBackend {
 struct Gpu {
     kernels: kernels::Kernels,
     blas: Arc<blas::Blas>,
+    dnn: Option<Arc<dnn::Dnn>>,
     context: Arc<driver::Context>,
 }
 
@@ -84,9 +87,11 @@ impl CudaBackend {
             let context = driver::Context::new(ordinal)?;
             let kernels = kernels::Kernels::load(&context)?;
             let blas = Arc::new(blas::Blas::new(&context)?);
+            let dnn = dnn::Dnn::new(&context).map(Arc::new);
             Ok(Gpu {
                 kernels,
                 blas,
+                dnn,
                 context,
             })
         };

@@ -2,8 +2,8 @@
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-use super::blas;
 use super::driver::BLOCK;
+use super::{blas, dnn};
 use crate::shape::MAX_RANK;
 use crate::walk::Walk;
 
@@ -17,6 +17,17 @@ pub(super) enum Command {
     Launch(Launch),
     Copy { to: u64, from: u64, bytes: u64 },
     Product(blas::Shape, blas::Operands),
+    Convolution(Convolution),
+}
+
+/// A convolution: by cuDNN and what then follows, or by our own kernels.
+#[derive(Debug, Clone)]
+pub(super) struct Convolution {
+    pub(super) shape: dnn::Shape,
+    pub(super) operands: dnn::Operands,
+    /// After cuDNN, which adds no bias.
+    pub(super) after: Option<Launch>,
+    pub(super) own: Vec<Launch>,
 }
 
 /// A kernel, its grid and its arguments.

@@ -15,8 +15,8 @@ use super::blas::Product;
 use super::driver::{DeviceMemory, Event, Function, Graph, PinnedMemory, Stream};
 use super::layout::{Layout, SLOTS};
 use super::lower::{self, Group, STEP_BYTES};
-use super::program::{Command, ErrorWord, Target};
-use super::{Gpu, Options, signal};
+use super::program::{Command, ErrorWord, Launch, Target};
+use super::{Gpu, Options, dnn, signal};
 use crate::backend::{ParameterInfo, Session};
 use crate::error::Error;
 use crate::graph::{Leaf, Value};
@@ -45,6 +45,7 @@ enum Prepared {
     Launch(Function, [u32; 3], Vec<Vec<u64>>),
     Copy { to: u64, from: u64, bytes: u64 },
     Product(Product),
+    Convolution(dnn::Convolution),
 }
 
 impl Prepared {
@@ -57,6 +58,7 @@ impl Prepared {
             }
             Self::Copy { to, from, bytes } => stream.copy(*to, *from, *bytes),
             Self::Product(product) => product.run(stream),
+            Self::Convolution(convolution) => convolution.run(stream),
         }
     }
 }
@@ -288,22 +290,40 @@ impl CudaSession {
         let opened = &self.plans[plan];
         let capacity = Some(self.layout.workspace_bytes);
         let lowered = lower::lower(&opened.plan, batch, &opened.addresses, capacity)?;
-        let workspace = self.memory.address() + self.layout.blas;
-        let prepare = |command| {
-            Ok(match command {
-                Command::Launch(launch) => {
-                    let function = self.gpu.kernels.get(launch.kernel)?;
-                    Prepared::Launch(function, launch.blocks, launch.arguments)
-                }
-                Command::Copy { to, from, bytes } => Prepared::Copy { to, from, bytes },
-                Command::Product(shape, operands) => {
-                    let (blas, tf32) = (&self.gpu.blas, self.options.tf32);
-                    Prepared::Product(Product::new(blas, shape, operands, workspace, tf32)?)
-                }
-            })
+        let workspace = self.memory.address() + self.layout.library;
+        let tf32 = self.options.tf32;
+        let mut commands = Vec::with_capacity(lowered.commands.len());
+        let launch = |launch: Launch| -> Result<Prepared, Error> {
+            let function = self.gpu.kernels.get(launch.kernel)?;
+            Ok(Prepared::Launch(function, launch.blocks, launch.arguments))
         };
-        let commands = lowered.commands.into_iter().map(prepare);
-        let mut commands = commands.collect::<Result<Vec<_>, Error>>()?;
+        for command in lowered.commands {
+            match command {
+                Command::Launch(own) => commands.push(launch(own)?),
+                Command::Copy { to, from, bytes } => {
+                    commands.push(Prepared::Copy { to, from, bytes });
+                }
+                Command::Product(shape, operands) => {
+                    let product = Product::new(&self.gpu.blas, shape, operands, workspace, tf32)?;
+                    commands.push(Prepared::Product(product));
+                }
+                Command::Convolution(conv) => {
+                    let ready = self.gpu.dnn.as_ref().and_then(|dnn| {
+                        dnn::Convolution::new(dnn, &conv.shape, conv.operands, workspace, tf32).ok()
+                    });
+                    let launches = match ready {
+                        Some(ready) => {
+                            commands.push(Prepared::Convolution(ready));
+                            conv.after.into_iter().collect()
+                        }
+                        None => conv.own,
+                    };
+                    for own in launches {
+                        commands.push(launch(own)?);
+                    }
+                }
+            }
+        }
         let give = || {
             commands
                 .iter_mut()

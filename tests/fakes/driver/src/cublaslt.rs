@@ -2,8 +2,9 @@
 //! column-major, batches by stride, the bias and ReLU epilogues, TF32 where asked for.
 
 use std::ffi::{c_int, c_uint, c_void};
+use std::sync::Arc;
 
-use crate::cuda::push_product;
+use crate::cuda::{Call, push_call};
 
 const INVALID_VALUE: c_uint = 7;
 const NOT_SUPPORTED: c_uint = 15;
@@ -64,18 +65,6 @@ fn tf32(x: f32) -> f32 {
 }
 
 impl Product {
-    /// The memory that the product takes part in: address and bytes.
-    pub fn ranges(&self) -> Vec<(u64, usize)> {
-        let mut ranges: Vec<_> = [&self.a, &self.b, &self.c, &self.d]
-            .iter()
-            .map(|(at, matrix)| (*at, matrix.reach() * 4))
-            .collect();
-        if self.operation.epilogue & EPILOGUE_BIAS != 0 {
-            ranges.push((self.operation.bias, self.d.1.rows as usize * 4));
-        }
-        ranges
-    }
-
     /// Element (row, column) of op(matrix) of a batch.
     fn element(
         &self,
@@ -99,9 +88,21 @@ impl Product {
             value
         }
     }
+}
 
-    /// Computes it.
-    pub fn run(&self) {
+impl Call for Product {
+    fn ranges(&self) -> Vec<(u64, usize)> {
+        let mut ranges: Vec<_> = [&self.a, &self.b, &self.c, &self.d]
+            .iter()
+            .map(|(at, matrix)| (*at, matrix.reach() * 4))
+            .collect();
+        if self.operation.epilogue & EPILOGUE_BIAS != 0 {
+            ranges.push((self.operation.bias, self.d.1.rows as usize * 4));
+        }
+        ranges
+    }
+
+    fn run(&self) {
         let operation = self.operation;
         let (m, n) = (self.d.1.rows, self.d.1.columns);
         let k = if operation.transpose_a == 0 {
@@ -350,6 +351,6 @@ exported! {
             c: (c, *cm),
             d: (d, *dm),
         };
-        if push_product(stream, product) == 0 { 0 } else { EXECUTION_FAILED }
+        if push_call("cublasLtMatmul", stream, Arc::new(product)) == 0 { 0 } else { EXECUTION_FAILED }
     }
 }

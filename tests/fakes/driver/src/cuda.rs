@@ -9,10 +9,9 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::block::{self, Coordinates, Kernel, Order};
-use crate::cublaslt::Product;
 use crate::processes::{self, Activity};
 use crate::scenario::Scenario;
 
@@ -40,6 +39,14 @@ type Answer = Result<(), u32>;
 /// A handle or a device pointer.
 type Handle = u64;
 
+/// A call of a library that runs on the GPU.
+pub(crate) trait Call: Send + Sync {
+    /// The memory that takes part: address and bytes.
+    fn ranges(&self) -> Vec<(u64, usize)>;
+    /// Computes it.
+    fn run(&self);
+}
+
 /// What a stream does.
 #[derive(Clone)]
 enum Work {
@@ -49,7 +56,7 @@ enum Work {
         threads: Coordinates,
         parameters: Vec<Vec<u8>>,
     },
-    Product(Product),
+    Call(Arc<dyn Call>),
     /// From a pinned buffer, or between devices' memory.
     Copy {
         to: u64,
@@ -306,9 +313,9 @@ impl Driver {
                     LAUNCH_FAILED
                 })
             }
-            Work::Product(product) => {
+            Work::Call(call) => {
                 self.count(gpu)?;
-                product.run();
+                call.run();
                 Ok(())
             }
             Work::Copy { to, from, bytes } => {
@@ -368,13 +375,13 @@ impl Driver {
     }
 }
 
-/// Gives a matrix product to a stream.
-pub(crate) fn push_product(stream: u64, product: Product) -> c_uint {
-    enter("cublasLtMatmul", |driver| {
-        for (at, bytes) in product.ranges() {
+/// Gives a library's call to a stream.
+pub(crate) fn push_call(function: &'static str, stream: u64, call: Arc<dyn Call>) -> c_uint {
+    enter(function, |driver| {
+        for (at, bytes) in call.ranges() {
             driver.check(at, bytes)?;
         }
-        driver.push(stream, Work::Product(product))
+        driver.push(stream, Work::Call(call))
     })
 }
 

@@ -1,5 +1,5 @@
 //! A simulated NVIDIA machine: one library that takes the place of `libnvidia-ml.so.1`,
-//! `libcuda.so.1` and `libcublasLt.so.13` through the library path, with GPUs from the scenario file
+//! `libcuda.so.1`, `libcublasLt.so.13` and `libcudnn.so.9` through the library path, with GPUs from the scenario file
 //! beside it.
 //!
 //! [`scenario`] says which GPUs there are, from captures of real ones, and what goes wrong; [`nvml`]
@@ -30,6 +30,7 @@ macro_rules! exported {
 pub mod block;
 pub mod cublaslt;
 pub mod cuda;
+pub mod cudnn;
 pub mod nvml;
 pub mod processes;
 pub mod scenario;
