@@ -15,14 +15,14 @@ use compute::cpu::CpuBackend;
 use compute::cuda::{self, CudaBackend};
 use compute::schedule::ScheduleKind;
 use compute::{Backend, Builder, DType, Dim, Error, HostTensor, Plan, Schedule, Session};
-use emulator::{LIBRARIES, UUID, emulated, emulated_with};
+use emulator::{LIBRARIES, emulated, emulated_with, uuid};
 
 const GPU: &str = "[[gpu]]\nprofile = \"h100\"\n";
 /// What the simulated driver takes for a context, in bytes.
 const CONTEXT_BYTES: u64 = 320 << 20;
 
 fn open() -> Result<CudaBackend, Error> {
-    CudaBackend::new(UUID, "cuda:0", cuda::Options::default())
+    CudaBackend::new(&uuid(), "cuda:0", cuda::Options::default())
 }
 
 /// A classifier of 3 classes: a plan that trains and one that predicts.
@@ -112,7 +112,7 @@ fn cuda_tf32_rounds_products_and_nothing_else_does() {
             tf32: true,
             ..cuda::Options::default()
         };
-        let rounded = train(&CudaBackend::new(UUID, "cuda:0", tf32).unwrap()).0;
+        let rounded = train(&CudaBackend::new(&uuid(), "cuda:0", tf32).unwrap()).0;
         let exact = train(&open().unwrap()).0;
         assert!(
             rounded != exact && (rounded - exact).abs() < 3e-3,
@@ -379,7 +379,7 @@ fn cuda_convolutions_go_through_cudnn_where_it_is_installed() {
                 graphs: false,
                 ..cuda::Options::default()
             };
-            let backend = CudaBackend::new(UUID, "cuda:0", options).unwrap();
+            let backend = CudaBackend::new(&uuid(), "cuda:0", options).unwrap();
             let mut session = backend.open(vec![plan], u64::MAX).unwrap();
             let x = HostTensor::from_f32(&[4, 3, 9, 9], &[0.5; 4 * 3 * 81]).unwrap();
             let ran = session.run(0, 1, &[("x", &x)], &AtomicBool::new(false));

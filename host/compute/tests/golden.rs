@@ -331,9 +331,11 @@ const ORDERS: [&str; 3] = ["forward", "reverse", "7"];
 fn gpu(graphs: bool) -> CudaBackend {
     let options = cuda::Options {
         graphs,
+        // On a machine with cuDNN, our own kernels are to be checked as well.
+        cudnn: std::env::var_os("HANGAR_TEST_OWN_KERNELS").is_none(),
         ..cuda::Options::default()
     };
-    CudaBackend::new(emulator::UUID, "cuda:0", options).unwrap()
+    CudaBackend::new(&emulator::uuid(), "cuda:0", options).unwrap()
 }
 
 #[test]

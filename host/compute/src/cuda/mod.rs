@@ -34,14 +34,17 @@ pub struct Options {
     pub tf32: bool,
     /// Runs are recorded as CUDA graphs and replayed; otherwise every kernel is launched each time.
     pub graphs: bool,
+    /// Convolutions go through cuDNN where it is installed; otherwise through kernels of our own.
+    pub cudnn: bool,
 }
 
 impl Default for Options {
-    /// Float32 throughout, graphs.
+    /// Float32 throughout, graphs, cuDNN.
     fn default() -> Self {
         Self {
             tf32: false,
             graphs: true,
+            cudnn: true,
         }
     }
 }
@@ -87,7 +90,8 @@ impl CudaBackend {
             let context = driver::Context::new(ordinal)?;
             let kernels = kernels::Kernels::load(&context)?;
             let blas = Arc::new(blas::Blas::new(&context)?);
-            let dnn = dnn::Dnn::new(&context).map(Arc::new);
+            let dnn = options.cudnn.then(|| dnn::Dnn::new(&context)).flatten();
+            let dnn = dnn.map(Arc::new);
             Ok(Gpu {
                 kernels,
                 blas,

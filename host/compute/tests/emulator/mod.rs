@@ -3,8 +3,14 @@
 
 use std::process::Command;
 
-/// The first simulated GPU.
-pub(crate) const UUID: &str = "GPU-00000000-0000-4000-8000-000000000001";
+/// The GPU to test on: a real one where `HANGAR_TEST_GPU` names it by UUID, else the first simulated
+/// one.
+pub(crate) fn uuid() -> String {
+    let simulated = || "GPU-00000000-0000-4000-8000-000000000001".to_owned();
+    std::env::var(REAL).unwrap_or_else(|_| simulated())
+}
+
+const REAL: &str = "HANGAR_TEST_GPU";
 
 /// Set in the processes that see the simulated machine.
 const INSIDE: &str = "HANGAR_TEST_INSIDE";
@@ -26,7 +32,10 @@ pub(crate) fn emulated_with(
     scenario: &str,
     body: impl FnOnce(),
 ) {
-    if std::env::var_os(INSIDE).is_some() {
+    if [INSIDE, REAL]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
+    {
         return body();
     }
     let own = std::env::current_exe().unwrap();

@@ -1,0 +1,166 @@
+#!/bin/bash
+# Checks and measures Hangar on a machine with an NVIDIA GPU: CUDA 13 and PyTorch, no network, no Rust.
+#
+# usage: gpu.sh prepare                   here, with Rust: builds what is needed into dist/hardware
+#        gpu.sh correctness [ROW...]      there: facts golden digits spoken-digits infer memory fault
+#        gpu.sh speed [ROW...]            mlp digits spoken-digits infer ceilings kernels
+#        gpu.sh sanitize [ROW...]         memcheck racecheck
+#
+# Rows write $OUT/ROW.txt (by default dist/hardware/results) and begin only within nine minutes of
+# the start; rows whose file is there already are left out, so that a call goes on where one ended.
+set -u
+cd "$(dirname "$0")/../.."
+built=dist/hardware
+out=${OUT:-$built/results}
+mkdir -p "$out"
+
+prepare() {
+    set -e
+    cargo xtask build
+    cargo build --release --locked --package compute --example step
+    tests=$(cargo test --release --locked --package compute --test golden --test cuda --no-run --message-format json |
+        python3 -c 'import json, sys
+for line in sys.stdin:
+    built = json.loads(line)
+    if built.get("executable") and built["target"]["kind"] == ["test"]:
+        print(built["target"]["name"], built["executable"])')
+    rm -rf "$built"
+    mkdir -p "$built/plugins"
+    cp dist/hangar target/release/examples/step "$built"
+    cp dist/plugins/*.wasm "$built/plugins"
+    echo "$tests" | while read -r name path; do cp "$path" "$built/test-$name"; done
+    strip "$built/hangar" "$built/step" "$built"/test-*
+    du -sh "$built"
+}
+
+# The GPU, and where PyTorch keeps cuBLAS and cuDNN.
+machine() {
+    uuid=$(nvidia-smi --query-gpu=uuid --format=csv,noheader | head -1)
+    export HANGAR_TEST_GPU=$uuid HANGAR_GOLDEN=tests/golden
+    libraries=$(python3 - <<'PYTHON'
+import glob, os, sysconfig
+roots = {sysconfig.get_path("purelib"), "/usr/local/cuda/lib64", "/usr/lib/x86_64-linux-gnu"}
+found = set()
+for name in ("libcublasLt.so.13", "libcudnn.so.9"):
+    for root in roots:
+        paths = glob.glob(f"{root}/**/{name}", recursive=True)
+        found.update(os.path.dirname(path) for path in paths[:1])
+print(":".join(sorted(found)))
+PYTHON
+    )
+    export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    state=$(mktemp -d)
+    trap 'rm -rf "$state"' EXIT
+}
+
+hangar() { "$built/hangar" --plugins "$built/plugins" --state "$state" "$@"; }
+member() { python3 -c 'import json, sys; r = json.load(sys.stdin); print({k: r.get(k) for k in sys.argv[1:]})' "$@"; }
+ratio() { # ROW's model, mode, batch, precision
+    ours=$("$built/step" "$1" "$2" "$3" "$uuid" "$4") && echo "ours:  $ours"
+    for how in eager graph; do
+        peer=$(python3 tests/hardware/torch_step.py "$1" "$2" "$3" "$4" $how) && echo "peer:  $peer"
+        python3 -c 'import json, sys; a, b = map(json.loads, sys.argv[1:3]); print("ratio (PyTorch / ours), peer %s: %.2f" % (sys.argv[3], b["seconds"] / a["seconds"]))' "$ours" "$peer" $how
+    done
+}
+demo() { # plugin, data
+    hangar --json run "$1" train --data "$2" --device cuda --output "$state/$1" >"$state/record" 2>"$state/log" || tail -5 "$state/log"
+    member state device device_uuid lease_bytes device_memory latest_metrics <"$state/record"
+    python3 -c 'import json, sys
+r = json.load(open(sys.argv[1])); m = r["device_memory"]; context = json.load(open(sys.argv[2]))["context_bytes"]
+observed = m["during_bytes"] - m["before_bytes"]; lease = r["lease_bytes"] + context
+print("observed", observed, "of lease and context", lease, "- holds" if observed <= lease else "- EXCEEDED")' "$state/record" <("$built/hangar" probe "$uuid")
+}
+
+row_facts() {
+    nvidia-smi -q -x >"$out/nvidia-smi.xml"
+    nvidia-smi --query-gpu=name,driver_version,memory.total,memory.reserved,memory.used,compute_cap --format=csv
+    "$built/hangar" gpus
+    echo "a context with all kernels and libraries: $("$built/hangar" probe "$uuid")"
+    python3 tests/hardware/facts.py "$uuid"
+}
+row_golden() {
+    echo "with cuDNN where it is installed:"
+    "$built/test-golden" on_cuda --nocapture --test-threads=1 2>&1
+    echo "with our own kernels only:"
+    HANGAR_TEST_OWN_KERNELS=1 "$built/test-golden" on_cuda --nocapture --test-threads=1 2>&1
+    "$built/test-cuda" --nocapture --test-threads=1 cuda_trains cuda_labels cuda_spectrograms cuda_tf32 2>&1
+}
+row_digits() { demo digits tests/data/mnist10k; }
+row_spoken_digits() { demo spoken-digits tests/data/spoken-digits; }
+row_infer() {
+    hangar run digits train --data tests/data/mnist10k --device cuda --param epochs=1 --output "$state/w" >/dev/null 2>&1
+    for device in cuda:0 cpu; do
+        hangar --json run digits infer --data tests/data/mnist10k --weights "$state/w/best.safetensors" --device $device --output "$state/$device" 2>/dev/null |
+            member state device device_memory
+    done
+    if cmp -s "$state/cuda:0/"* "$state/cpu/"*; then echo "the same predictions, byte for byte"; else diff "$state/cuda:0/"* "$state/cpu/"* | head -6; fi
+}
+row_memory() {
+    used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -1; }
+    echo "used before: $(used) MiB"
+    hangar run digits train --data tests/data/mnist10k --device cuda --param epochs=200 >/dev/null 2>&1 &
+    own=$!
+    sleep 8
+    echo "used while training: $(used) MiB"
+    worker=$(pgrep -P $own -f worker | head -1)
+    kill -9 "$worker"
+    for wait in 0.25 0.25 0.5 1; do sleep $wait; echo "used $wait s later: $(used) MiB"; done
+    wait $own
+}
+row_fault() {
+    hangar --json run digits train --data tests/data/mnist10k --device cuda >"$state/during" 2>/dev/null &
+    own=$!
+    sleep 4
+    python3 tests/hardware/facts.py "$uuid" fault
+    wait $own
+    echo "the training that ran beside the fault: $(member state latest_metrics <"$state/during")"
+    hangar --json run digits train --data tests/data/mnist10k --device cuda --param epochs=1 2>/dev/null | member state device
+}
+row_mlp() { ratio mlp train 128 f32; ratio mlp train 128 tf32; }
+row_ceilings() {
+    ratio copy infer 1024 f32
+    ratio product infer 8192 f32
+    ratio product infer 8192 tf32
+}
+row_infer_b1() { for model in mlp digits spoken-digits; do ratio $model infer 1 f32; done; }
+row_speed_digits() { ratio digits train 64 f32; }
+row_speed_spoken_digits() { ratio spoken-digits train 32 f32; }
+row_kernels() {
+    if ! command -v nsys >/dev/null; then echo "nsys is not installed: no share of time by kernel"; return; fi
+    for model in mlp digits spoken-digits; do
+        nsys profile --force-overwrite true -o "$state/profile" "$built/step" $model train 64 "$uuid" f32 20 launches >/dev/null 2>&1
+        nsys stats --report cuda_gpu_kern_sum --format csv "$state/profile.nsys-rep" 2>/dev/null | head -15
+    done
+}
+# Every kernel runs in one of these: operators and their gradients, optimizers, every size of transform.
+sanitize() {
+    for run in "test-golden golden_operators_agree_with_pytorch_on_cuda" \
+        "test-golden golden_training_runs_agree_with_pytorch_on_cuda" \
+        "test-cuda cuda_spectrograms_of_any_size_agree_with_the_cpu"; do
+        set -- "$1" $run
+        HANGAR_TEST_OWN_KERNELS=1 timeout 240 compute-sanitizer --tool "$1" --error-exitcode 9 "$built/$2" "$3" --exact --nocapture 2>&1 | tail -8
+    done
+}
+row_memcheck() { sanitize memcheck; }
+row_racecheck() { sanitize racecheck; }
+
+call=${1:-}
+shift || true
+case $call in
+    prepare) prepare; exit ;;
+    correctness) rows=(facts golden digits spoken_digits infer memory fault) ;;
+    speed) rows=(mlp speed_digits speed_spoken_digits infer_b1 ceilings kernels) ;;
+    sanitize) rows=(memcheck racecheck) ;;
+    *) sed -n '4,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
+[ $# -gt 0 ] && rows=("${@//-/_}")
+machine
+for row in "${rows[@]}"; do
+    file=$out/$row.txt
+    if ! declare -F "row_$row" >/dev/null; then echo "no row $row"; exit 2; fi
+    if [ -e "$file" ]; then echo "== $row: done before"; continue; fi
+    if [ $SECONDS -gt 540 ]; then echo "== $row: left for another call"; continue; fi
+    echo "== $row"
+    "row_$row" 2>&1 | tee "$file.part"
+    mv "$file.part" "$file"
+done
