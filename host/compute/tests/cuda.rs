@@ -137,6 +137,11 @@ fn cuda_labels_out_of_range_are_told_and_the_session_goes_on() {
             assert!(error.node().is_some());
             session.mean(0, "loss").unwrap();
         }
+        // A bad batch that runs ahead of a good one is told once.
+        step(&mut *session, 8, 9).unwrap();
+        let second = step(&mut *session, 8, 2);
+        let told = second.and_then(|()| session.mean(0, "loss").map(drop));
+        assert_eq!(told.unwrap_err().code(), "data.label");
         step(&mut *session, 8, 2).unwrap();
         assert!(session.mean(0, "loss").unwrap().is_finite());
     });
@@ -386,4 +391,33 @@ fn cuda_convolutions_go_through_cudnn_where_it_is_installed() {
             assert_eq!(ran.is_err(), installed, "{ran:?}");
         });
     }
+}
+
+#[test]
+fn cuda_refuses_tensors_that_kernels_cannot_index() {
+    let mut b = Builder::new();
+    let x = b
+        .input("x", DType::F32, &[Dim::Batch(1), Dim::Fixed(1 << 20)])
+        .unwrap();
+    let y = b.affine(x, 2.0, 0.0).unwrap();
+    b.output("y", y).unwrap();
+    let bytes = |batch| cuda::session_bytes(&[&Plan::new(&b.graph(), batch).unwrap()]);
+    assert!(bytes(2047).unwrap() > 2047 << 22);
+    assert_eq!(bytes(2048).unwrap_err().code(), "graph.limit");
+    // Overlapping frames are kept apart for the gradient.
+    let mut b = Builder::new();
+    let x = b
+        .input("x", DType::F32, &[Dim::Fixed(8), Dim::Fixed(300_000)])
+        .unwrap();
+    let power = b
+        .stft_power(x, 1024, 1, compute::builder::Window::Hann)
+        .unwrap();
+    let loss = b.sum(power, &[], false).unwrap();
+    let dx = b.gradients(loss, &[x]).unwrap()[0];
+    b.output("dx", dx).unwrap();
+    let plan = Plan::new(&b.graph(), 1).unwrap();
+    assert_eq!(
+        cuda::session_bytes(&[&plan]).unwrap_err().code(),
+        "graph.limit"
+    );
 }

@@ -124,6 +124,15 @@ pub(super) struct Lowered {
     pub(super) workspace_bytes: u64,
 }
 
+/// Refuses tensors that kernels cannot index. Errors: `graph.limit`.
+pub(super) fn limit(elements: u64) -> Result<(), Error> {
+    if elements <= MOST_ELEMENTS {
+        return Ok(());
+    }
+    let message = format!("a tensor of {elements} elements; a GPU's kernels take {MOST_ELEMENTS}");
+    Err(Error::limit(message))
+}
+
 /// Lowers a plan. `capacity` is the workspace that there is, in bytes; none while it is sought.
 /// Errors: `graph.limit` for a tensor of 2³¹ elements or more.
 pub(super) fn lower(
@@ -140,6 +149,10 @@ pub(super) fn lower(
         commands: Vec::new(),
         used: 0,
     };
+    for (variable, shape) in &plan.variables {
+        limit(shape.elements(1)?)
+            .map_err(|error| Error::limit(format!("`{}`: {error}", variable.name)))?;
+    }
     for value in plan
         .inputs
         .iter()
@@ -147,11 +160,7 @@ pub(super) fn lower(
         .chain(plan.steps.iter().copied())
     {
         let elements = plan.graph.node(value).shape.elements(batch as u64)?;
-        if elements > MOST_ELEMENTS {
-            let message =
-                format!("a tensor of {elements} elements; a GPU's kernels take {MOST_ELEMENTS}");
-            return Err(Error::limit(message).at(value));
-        }
+        limit(elements).map_err(|error| error.at(value))?;
     }
     let mut optimized = false;
     let mut skip = 0;
@@ -409,7 +418,7 @@ impl<'a> Lowering<'a> {
             | Op::BatchNormEvalGradient
             | Op::UpdateRunning { .. } => self.norm(node, &x, out),
             Op::StftPowerGradient(stft) => {
-                signal::gradient(self, stft, &own, x[0], x[1], out);
+                signal::gradient(self, stft, &own, x[0], x[1], out)?;
             }
             Op::Leaf(_) | Op::Reshape | Op::Optimize(_) | Op::StftPower(_) => {}
         }

@@ -262,7 +262,10 @@ impl CudaSession {
         let (word, scalars) = bytes.split_at(size_of::<ErrorWord>());
         let word: ErrorWord = bytemuck::pod_read_unaligned(word);
         if word.node != 0 {
+            // Runs that came after may have met the word too: they are not summed.
             self.last = None;
+            self.compute.synchronize()?;
+            self.slots.iter_mut().for_each(|slot| slot.running = None);
             self.compute
                 .clear(self.plans[plan].addresses.results, word_bytes())?;
             let message = format!(

@@ -2,8 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lower::Lowering;
+use super::lower::{Lowering, limit};
 use super::program::Launch;
+use crate::error::Error;
 use crate::ops::signal::{Stft, Window};
 
 /// `MAX_FACTORS` of signal.cu: sizes are below 2²⁰, half of them below 2¹⁹.
@@ -125,7 +126,7 @@ pub(super) fn power(
     lowering.launch(launch.with(i32::from(epilogue.log)));
 }
 
-/// The gradient of x, of its shape.
+/// The gradient of x, of its shape. Errors: `graph.limit`.
 pub(super) fn gradient(
     lowering: &mut Lowering<'_>,
     stft: &Stft,
@@ -133,8 +134,10 @@ pub(super) fn gradient(
     from: u64,
     dy: u64,
     out: u64,
-) {
+) -> Result<(), Error> {
     let parameters = Parameters::new(stft, x);
+    // Every frame's samples apart, before they are added up.
+    limit(parameters.count() as u64 * u64::from(stft.size))?;
     let blocks = parameters.count().min(BLOCKS);
     let frames_bytes = (parameters.count() * stft.size as usize * 4) as u64;
     let frames_bytes = frames_bytes.next_multiple_of(256);
@@ -149,6 +152,7 @@ pub(super) fn gradient(
     let n = x.iter().product::<usize>();
     let launch = Launch::threads("overlap_add", n).with(frames).with(out);
     lowering.launch(launch.with(parameters).count(n));
+    Ok(())
 }
 
 #[cfg(test)]
