@@ -49,9 +49,9 @@ fn reason(usage: &[Usage], gpu: &Gpu) -> Option<String> {
 }
 
 impl Machine {
-    /// Looks at the machine. GPUs that answer are probed in the background; until then their tasks
-    /// wait.
-    pub fn look(depth: Depth) -> Self {
+    /// Looks at the machine. GPUs that answer are probed in the background, as deeply as `depth` says
+    /// for each; until then their tasks wait.
+    pub fn look(depth: impl Fn(DeviceId) -> Depth) -> Self {
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         let monitor = Monitor::start(PERIOD, PATIENCE, visible);
         let snapshot = monitor.snapshot();
@@ -89,7 +89,7 @@ impl Machine {
         let probes = snapshot.gpus.iter().filter(|gpu| gpu.error.is_none());
         let probes = probes.filter_map(|gpu| {
             let (id, uuid) = (DeviceId::Cuda(gpu.index), gpu.uuid.clone()?);
-            let settling = Arc::clone(&allocator);
+            let (settling, depth) = (Arc::clone(&allocator), depth(id));
             let thread = std::thread::Builder::new().name(format!("probe-{id}"));
             let spawned = thread.spawn(move || settling.settle(id, probe(&uuid, depth)));
             match spawned {

@@ -12,7 +12,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   build          the release binary and every plugin, into dist/
   demo           build, then train and run the plugin `digits` on real data
-  test [--full]  every test that needs only rustup and a C compiler; --full runs the full counts of
+  test [--full]  every test that needs only rustup and C and C++ compilers; --full runs the full counts of
                  long tests
   kernels [--check]
                  the CUDA kernels' PTX and docs/kernels.md, with nvcc from PyPI; --check only compares";

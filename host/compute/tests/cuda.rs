@@ -11,6 +11,7 @@ mod emulator;
 
 use std::sync::atomic::AtomicBool;
 
+use compute::builder::Conv2d;
 use compute::cpu::CpuBackend;
 use compute::cuda::{self, CudaBackend};
 use compute::schedule::ScheduleKind;
@@ -375,9 +376,7 @@ fn cuda_convolutions_go_through_cudnn_where_it_is_installed() {
                 .input("x", DType::F32, &[4, 3, 9, 9].map(Dim::Fixed))
                 .unwrap();
             let weight = b.parameter("weight", &[8, 3, 3, 3], "ones", 0).unwrap();
-            let y = b
-                .conv2d(x, weight, None, compute::builder::Conv2d::default())
-                .unwrap();
+            let y = b.conv2d(x, weight, None, Conv2d::default()).unwrap();
             b.output("y", y).unwrap();
             let plan = Plan::new(&b.graph(), 1).unwrap();
             let options = cuda::Options {
@@ -420,4 +419,136 @@ fn cuda_refuses_tensors_that_kernels_cannot_index() {
         cuda::session_bytes(&[&plan]).unwrap_err().code(),
         "graph.limit"
     );
+}
+
+/// Operators, dtypes and attributes that no reference case has, with gradients: every output's name.
+fn rest(b: &mut Builder) -> Vec<&'static str> {
+    let input = |b: &mut Builder, name, dtype, shape: &[u64]| {
+        let shape: Vec<Dim> = shape.iter().map(|&size| Dim::Fixed(size)).collect();
+        b.input(name, dtype, &shape).unwrap()
+    };
+    let x = input(b, "x", DType::F32, &[3, 4, 9, 11]);
+    let v = input(b, "v", DType::F32, &[4, 1, 11]);
+    let n = input(b, "n", DType::I64, &[5, 7]);
+    let mut names = Vec::new();
+    let mut out = |b: &mut Builder, name: &'static str, value| {
+        b.output(name, value).unwrap();
+        names.push(name);
+    };
+    // Integers and booleans.
+    let turned = b.permute(n, &[1, 0]).unwrap();
+    out(b, "turned", turned);
+    let number = b.cast(n, DType::F32).unwrap();
+    let flag = b.cast(n, DType::Bool).unwrap();
+    let flags = b.permute(flag, &[1, 0]).unwrap();
+    out(b, "flags", flags);
+    let same = b.equal(flag, flag).unwrap();
+    let back = b.cast(same, DType::I64).unwrap();
+    out(b, "back", back);
+    let ones = b.cast(flag, DType::F32).unwrap();
+    out(b, "ones", ones);
+    let equal = b.equal(n, n).unwrap();
+    out(b, "equal", equal);
+    let wide = b.affine(number, 0.37, -1.5).unwrap();
+    let whole = b.cast(wide, DType::I64).unwrap();
+    out(b, "whole", whole);
+    let close = b.equal(x, v).unwrap();
+    out(b, "close", close);
+    let largest = b.argmax(x, 2).unwrap();
+    out(b, "largest", largest);
+    // Moves that are no transpose, and reductions along every pattern of axes.
+    let mixed = b.permute(x, &[2, 0, 3, 1]).unwrap();
+    out(b, "mixed", mixed);
+    let mut losses = Vec::new();
+    for (name, axes) in [
+        ("r0", &[0u32][..]),
+        ("r1", &[1]),
+        ("r02", &[0, 2]),
+        ("r13", &[1, 3]),
+        ("r3", &[3]),
+    ] {
+        let sum = b.sum(mixed, axes, false).unwrap();
+        out(b, name, sum);
+    }
+    // Convolutions with few channels in a group, and windows over every edge.
+    let grouped = Conv2d {
+        stride: (2, 1),
+        padding: (3, 1),
+        dilation: (1, 2),
+        groups: 4,
+    };
+    let filter = b
+        .parameter("filter", &[8, 1, 3, 2], "torch-uniform", 3)
+        .unwrap();
+    let bias = b.parameter("bias", &[8], "torch-uniform", 4).unwrap();
+    let y = b.conv2d(x, filter, Some(bias), grouped).unwrap();
+    let y = b.max_pool2d(y, (3, 2), (2, 1), (1, 1)).unwrap();
+    let y = b.avg_pool2d(y, (2, 3), (1, 2), (1, 0)).unwrap();
+    out(b, "y", y);
+    losses.push(y);
+    // Broadcasting, extremes and softmax along an inner axis.
+    let high = b.maximum(x, v).unwrap();
+    let low = b.minimum(high, v).unwrap();
+    let soft = b.softmax(high, 1).unwrap();
+    let log = b.log_softmax(x, 2).unwrap();
+    let peak = b.amax(x, &[1, 3], true).unwrap();
+    losses.extend([low, soft, log, peak]);
+    let mut total = b.sum(v, &[], false).unwrap();
+    for (i, value) in losses.into_iter().enumerate() {
+        let weighted = b.affine(value, 0.3 + i as f64, 0.2).unwrap();
+        let weighted = b.sin(weighted).unwrap();
+        let sum = b.sum(weighted, &[], false).unwrap();
+        total = b.add(total, sum).unwrap();
+    }
+    out(b, "total", total);
+    let gradients = b.gradients(total, &[x, v, filter, bias]).unwrap();
+    for (name, gradient) in ["dx", "dv", "dfilter", "dbias"].into_iter().zip(gradients) {
+        out(b, name, gradient);
+    }
+    names
+}
+
+#[test]
+fn cuda_agrees_with_the_cpu_where_there_is_no_reference() {
+    let test = "cuda_agrees_with_the_cpu_where_there_is_no_reference";
+    emulated(test, &["forward", "reverse", "11"], GPU, || {
+        let mut b = Builder::new();
+        let names = rest(&mut b);
+        let plan = Plan::new(&b.graph(), 1).unwrap();
+        let wave = |count: usize, step: f32| {
+            (0..count)
+                .map(|i| (i as f32 * step).sin())
+                .collect::<Vec<_>>()
+        };
+        let x = HostTensor::from_f32(&[3, 4, 9, 11], &wave(1188, 0.73)).unwrap();
+        let v = HostTensor::from_f32(&[4, 1, 11], &wave(44, 1.31)).unwrap();
+        let n =
+            HostTensor::from_i64(&[5, 7], &(0..35).map(|i| i % 5 - 2).collect::<Vec<_>>()).unwrap();
+        let results = |backend: &dyn Backend| -> Vec<HostTensor> {
+            let mut session = backend.open(vec![plan.clone()], u64::MAX).unwrap();
+            let inputs = [("x", &x), ("v", &v), ("n", &n)];
+            session.run(0, 1, &inputs, &AtomicBool::new(false)).unwrap();
+            names
+                .iter()
+                .map(|name| session.output(0, name).unwrap())
+                .collect()
+        };
+        let (gpu, cpu) = (
+            results(&open().unwrap()),
+            results(&CpuBackend::new(1).unwrap()),
+        );
+        for ((gpu, cpu), name) in gpu.iter().zip(&cpu).zip(&names) {
+            assert_eq!(gpu.shape(), cpu.shape(), "{name}");
+            match (gpu.to_f32(), cpu.to_f32()) {
+                (Some(gpu), Some(cpu)) => {
+                    let pairs = gpu.iter().zip(&cpu);
+                    let largest = cpu.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+                    pairs.for_each(|(a, b)| {
+                        assert!((a - b).abs() < 2e-5 * largest, "{name}: {a} {b}")
+                    });
+                }
+                _ => assert_eq!(gpu, cpu, "{name}"),
+            }
+        }
+    });
 }

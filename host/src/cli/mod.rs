@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
 }
 
 fn gpus(json: bool) -> anyhow::Result<ExitCode> {
-    let machine = Machine::look(Depth::Check);
+    let machine = Machine::look(|_| Depth::Check);
     machine.probed();
     if json {
         output::data(serde_json::to_string_pretty(&machine.describe()?)?)?;

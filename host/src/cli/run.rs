@@ -86,14 +86,16 @@ pub(super) fn run(folders: &Folders, arguments: Arguments, json: bool) -> anyhow
             )
         })?;
         let submission = submission(&arguments, &plugin)?;
-        if let Some(device) = &submission.device {
-            device.parse::<devices::Selector>()?;
-        }
-        // A task on the CPU needs no GPU to be woken up.
-        let on_cpu = submission.device.as_deref() == Some("cpu");
-        let depth = if on_cpu { Depth::Check } else { Depth::Measure };
-        let machine = Arc::new(Machine::look(depth));
-        if !on_cpu {
+        let device = submission.device.as_deref();
+        let selector = device.map(str::parse::<devices::Selector>).transpose()?;
+        // GPUs that the task cannot use are not woken up.
+        let wanted = selector.unwrap_or(devices::Selector::AnyGpu);
+        let machine = Arc::new(Machine::look(|id| match wanted {
+            devices::Selector::AnyGpu => Depth::Measure,
+            devices::Selector::Device(device) if device == id => Depth::Measure,
+            devices::Selector::Device(_) => Depth::Check,
+        }));
+        if wanted != devices::Selector::Device(devices::DeviceId::Cpu) {
             machine.probed();
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

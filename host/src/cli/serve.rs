@@ -30,7 +30,7 @@ pub(super) struct Arguments {
 pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
         let listener = http::bind(arguments.listen).await?;
-        let machine = Arc::new(Machine::look(Depth::Measure));
+        let machine = Arc::new(Machine::look(|_| Depth::Measure));
         output::message(machine.table());
         output::message(format_args!("plugins: {}", folders.plugins.display()));
         output::message(format_args!("state:   {}", folders.state.display()));

@@ -367,14 +367,6 @@ impl<'a> Lowering<'a> {
                     .with(*smoothing as f32);
                 self.launch(launch.with(value.0).with(self.at.results));
                 self.join(Reduction::Sum, rows, out, 1, logits[0]);
-                let (kind, ..) = unary(Unary::Affine {
-                    factor: 0.0,
-                    offset: 0.0,
-                });
-                let mean = Launch::threads("unary", 1)
-                    .with(kind)
-                    .with(1.0 / logits[0] as f32);
-                self.launch(mean.with(0.0f32).with(out).with(out).count(1));
             }
             Op::CrossEntropyGradient { smoothing } => {
                 let launch = Launch::threads("cross_entropy_gradient", own[0] * 32);

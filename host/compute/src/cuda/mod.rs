@@ -2,9 +2,9 @@
 //! where it is installed.
 //!
 //! A plan is lowered to commands (`lower` and a file a family of operators, with its kernels in
-//! `kernels/`), which a session records once as a CUDA graph and replays. [`layout`] gives every
+//! `kernels/`), which a session records once as a CUDA graph and replays. `layout` gives every
 //! tensor a place in one allocation, whose size is known before a GPU is asked for. `driver`,
-//! `blas` and `dnn` hold all calls into NVIDIA's libraries; [`probe`] finds out whether there are any.
+//! `blas` and `dnn` hold all calls into NVIDIA's libraries; `probe` finds out whether there are any.
 
 mod blas;
 mod conv;

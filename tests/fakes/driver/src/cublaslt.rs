@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use crate::cuda::{Call, push_call};
+use crate::handle;
 
 const INVALID_VALUE: c_uint = 7;
 const NOT_SUPPORTED: c_uint = 15;
@@ -173,31 +174,13 @@ fn value<T: Copy>(from: *const c_void, bytes: usize) -> Result<T, c_uint> {
     Ok(unsafe { from.cast::<T>().read_unaligned() })
 }
 
-fn boxed<T>(target: *mut *mut T, contents: T) -> c_uint {
-    if target.is_null() {
-        return INVALID_VALUE;
-    }
-    // SAFETY: not null, and the caller passes a place for a pointer.
-    unsafe { target.write(Box::into_raw(Box::new(contents))) };
-    0
-}
-
-fn unboxed<T>(pointer: *mut T) -> c_uint {
-    if pointer.is_null() {
-        return INVALID_VALUE;
-    }
-    // SAFETY: made by `boxed`, and destroyed once, as cublasLt.h asks.
-    drop(unsafe { Box::from_raw(pointer) });
-    0
-}
-
 fn matmul_attribute(
     operation: *mut Operation,
     attribute: c_int,
     from: *const c_void,
     bytes: usize,
 ) -> Result<(), c_uint> {
-    // SAFETY: made by `boxed` and not destroyed yet, as cublasLt.h asks.
+    // SAFETY: made by `handle::make` and not destroyed yet, as cublasLt.h asks.
     let operation = unsafe { operation.as_mut() }.ok_or(INVALID_VALUE)?;
     match attribute {
         3 => operation.transpose_a = value(from, bytes)?,
@@ -215,7 +198,7 @@ fn matrix_attribute(
     from: *const c_void,
     bytes: usize,
 ) -> Result<(), c_uint> {
-    // SAFETY: made by `boxed` and not destroyed yet, as cublasLt.h asks.
+    // SAFETY: made by `handle::make` and not destroyed yet, as cublasLt.h asks.
     let matrix = unsafe { matrix.as_mut() }.ok_or(INVALID_VALUE)?;
     match attribute {
         5 => matrix.batch = value(from, bytes)?,
@@ -228,12 +211,12 @@ fn matrix_attribute(
 exported! {
     /// Starts the library.
     fn cublasLtCreate(handle: *mut *mut u8) {
-        boxed(handle, 0)
+        handle::make(INVALID_VALUE, handle, 0)
     }
 
     /// Ends it.
     fn cublasLtDestroy(handle: *mut u8) {
-        unboxed(handle)
+        handle::drop(INVALID_VALUE, handle)
     }
 
     /// A product's description.
@@ -241,7 +224,7 @@ exported! {
         if scale != FLOAT || ![COMPUTE_32F, COMPUTE_TF32].contains(&compute) {
             return NOT_SUPPORTED;
         }
-        boxed(operation, Operation {
+        handle::make(INVALID_VALUE, operation, Operation {
             compute,
             transpose_a: 0,
             transpose_b: 0,
@@ -257,7 +240,7 @@ exported! {
 
     /// Drops it.
     fn cublasLtMatmulDescDestroy(operation: *mut Operation) {
-        unboxed(operation)
+        handle::drop(INVALID_VALUE, operation)
     }
 
     /// A matrix's description.
@@ -268,7 +251,7 @@ exported! {
         if rows == 0 || columns == 0 || leading < rows as i64 {
             return INVALID_VALUE;
         }
-        boxed(matrix, Matrix { rows, columns, leading, batch: 1, stride: 0 })
+        handle::make(INVALID_VALUE, matrix, Matrix { rows, columns, leading, batch: 1, stride: 0 })
     }
 
     /// Sets a part of it.
@@ -278,12 +261,12 @@ exported! {
 
     /// Drops it.
     fn cublasLtMatrixLayoutDestroy(matrix: *mut Matrix) {
-        unboxed(matrix)
+        handle::drop(INVALID_VALUE, matrix)
     }
 
     /// What to look for in an algorithm.
     fn cublasLtMatmulPreferenceCreate(preference: *mut *mut u8) {
-        boxed(preference, 0)
+        handle::make(INVALID_VALUE, preference, 0)
     }
 
     /// Sets a part of it; the one algorithm here fits every wish.
@@ -293,7 +276,7 @@ exported! {
 
     /// Drops it.
     fn cublasLtMatmulPreferenceDestroy(preference: *mut u8) {
-        unboxed(preference)
+        handle::drop(INVALID_VALUE, preference)
     }
 
     /// The algorithms for a product: one.
@@ -326,7 +309,7 @@ exported! {
         c_matrix: *const Matrix, d: u64, d_matrix: *const Matrix, _algorithm: *const c_void,
         _workspace: u64, _workspace_bytes: usize, stream: u64
     ) {
-        // SAFETY: made by `boxed` and not destroyed yet, and the factors are in host memory.
+        // SAFETY: made by `handle::make` and not destroyed yet, and the factors are in host memory.
         let parts = unsafe {
             (operation.as_ref(), alpha.as_ref(), beta.as_ref(), a_matrix.as_ref(), b_matrix.as_ref(), c_matrix.as_ref(), d_matrix.as_ref())
         };

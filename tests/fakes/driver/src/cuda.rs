@@ -12,6 +12,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::block::{self, Coordinates, Kernel, Order};
+use crate::handle;
 use crate::processes::{self, Activity};
 use crate::scenario::Scenario;
 
@@ -386,12 +387,10 @@ pub(crate) fn push_call(function: &'static str, stream: u64, call: Arc<dyn Call>
 }
 
 fn put<T>(target: *mut T, value: T) -> Answer {
-    if target.is_null() {
-        return Err(INVALID_VALUE);
+    match handle::put(INVALID_VALUE, target, value) {
+        0 => Ok(()),
+        code => Err(code),
     }
-    // SAFETY: not null, and the caller passes a place for a `T`, as cuda.h asks.
-    unsafe { target.write(value) };
-    Ok(())
 }
 
 /// The kernels of a PTX text, each with the sizes of its parameters in bytes.

@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use crate::cuda::{Call, push_call};
+use crate::handle;
 
 const BAD_PARAM: c_uint = 2000;
 const EXECUTION_FAILED: c_uint = 5000;
@@ -123,33 +124,6 @@ fn grid([a, b, c, d]: Sizes) -> impl Iterator<Item = (c_int, c_int, c_int, c_int
     })
 }
 
-fn boxed<T>(target: *mut *mut T, contents: T) -> c_uint {
-    if target.is_null() {
-        return BAD_PARAM;
-    }
-    // SAFETY: not null, and the caller passes a place for a pointer.
-    unsafe { target.write(Box::into_raw(Box::new(contents))) };
-    0
-}
-
-fn unboxed<T>(pointer: *mut T) -> c_uint {
-    if pointer.is_null() {
-        return BAD_PARAM;
-    }
-    // SAFETY: made by `boxed`, and destroyed once, as cuDNN asks.
-    drop(unsafe { Box::from_raw(pointer) });
-    0
-}
-
-fn put<T>(target: *mut T, value: T) -> c_uint {
-    if target.is_null() {
-        return BAD_PARAM;
-    }
-    // SAFETY: not null, and the caller passes a place for a `T`.
-    unsafe { target.write(value) };
-    0
-}
-
 fn found(algorithm: c_uint, wanted: c_int, count: *mut c_int, results: *mut Performance) -> c_uint {
     if wanted < 1 {
         return BAD_PARAM;
@@ -163,7 +137,7 @@ fn found(algorithm: c_uint, wanted: c_int, count: *mut c_int, results: *mut Perf
         math: 0,
         reserved: [0; 3],
     };
-    put(results, best).max(put(count, 1))
+    handle::put(BAD_PARAM, results, best).max(handle::put(BAD_PARAM, count, 1))
 }
 
 /// The sizes of y are those that x, weight and the description give.
@@ -193,7 +167,7 @@ fn convolve(
     description: *const Description,
     algorithm: c_uint,
 ) -> c_uint {
-    // SAFETY: made by `boxed` and not destroyed yet, and the factors are in host memory.
+    // SAFETY: made by `handle::make` and not destroyed yet, and the factors are in host memory.
     let parts = unsafe {
         (
             handle.as_ref(),
@@ -229,22 +203,22 @@ fn convolve(
 exported! {
     /// Starts the library.
     fn cudnnCreate(handle: *mut *mut u64) {
-        boxed(handle, 0)
+        handle::make(BAD_PARAM, handle, 0)
     }
 
     /// Ends it.
     fn cudnnDestroy(handle: *mut u64) {
-        unboxed(handle)
+        handle::drop(BAD_PARAM, handle)
     }
 
     /// The stream of later calls.
     fn cudnnSetStream(handle: *mut u64, stream: u64) {
-        put(handle, stream)
+        handle::put(BAD_PARAM, handle, stream)
     }
 
     /// A tensor's description.
     fn cudnnCreateTensorDescriptor(tensor: *mut *mut Sizes) {
-        boxed(tensor, [0; 4])
+        handle::make(BAD_PARAM, tensor, [0; 4])
     }
 
     /// Its sizes.
@@ -252,17 +226,17 @@ exported! {
         if format != ROW_MAJOR || kind != FLOAT || [n, c, h, w].iter().any(|&size| size < 1) {
             return BAD_PARAM;
         }
-        put(tensor, [n, c, h, w])
+        handle::put(BAD_PARAM, tensor, [n, c, h, w])
     }
 
     /// Drops it.
     fn cudnnDestroyTensorDescriptor(tensor: *mut Sizes) {
-        unboxed(tensor)
+        handle::drop(BAD_PARAM, tensor)
     }
 
     /// A filter's description.
     fn cudnnCreateFilterDescriptor(filter: *mut *mut Sizes) {
-        boxed(filter, [0; 4])
+        handle::make(BAD_PARAM, filter, [0; 4])
     }
 
     /// Its sizes.
@@ -272,12 +246,12 @@ exported! {
 
     /// Drops it.
     fn cudnnDestroyFilterDescriptor(filter: *mut Sizes) {
-        unboxed(filter)
+        handle::drop(BAD_PARAM, filter)
     }
 
     /// A convolution's description.
     fn cudnnCreateConvolutionDescriptor(convolution: *mut *mut Description) {
-        boxed(convolution, Description { groups: 1, ..Description::default() })
+        handle::make(BAD_PARAM, convolution, Description { groups: 1, ..Description::default() })
     }
 
     /// Its attributes.
@@ -289,7 +263,7 @@ exported! {
         if mode != CROSS_CORRELATION || kind != FLOAT {
             return BAD_PARAM;
         }
-        put(convolution, Description {
+        handle::put(BAD_PARAM, convolution, Description {
             padding: [padding_height, padding_width],
             stride: [stride_height, stride_width],
             dilation: [dilation_height, dilation_width],
@@ -299,7 +273,7 @@ exported! {
 
     /// Its groups.
     fn cudnnSetConvolutionGroupCount(convolution: *mut Description, groups: c_int) {
-        // SAFETY: made by `boxed` and not destroyed yet, as cuDNN asks.
+        // SAFETY: made by `handle::make` and not destroyed yet, as cuDNN asks.
         match unsafe { convolution.as_mut() } {
             Some(convolution) => convolution.groups = groups,
             None => return BAD_PARAM,
@@ -314,7 +288,7 @@ exported! {
 
     /// Drops it.
     fn cudnnDestroyConvolutionDescriptor(convolution: *mut Description) {
-        unboxed(convolution)
+        handle::drop(BAD_PARAM, convolution)
     }
 
     /// The algorithms for y: number 1.

@@ -14,7 +14,8 @@ __device__ inline float log_sum_exp(const float* x, Index classes, Index lane) {
     return largest + logf(warp_join<Sum>(sum));
 }
 
-// loss[row] = −(1 − s)·log p(label) − s/classes·Σ log p, with smoothing s (Szegedy et al. 2016).
+// loss[row] = (−(1 − s)·log p(label) − s/classes·Σ log p) / rows, with smoothing s (Szegedy et al.
+// 2016): the sum of all rows is the mean loss.
 KERNEL cross_entropy_rows(const float* logits, const Label* labels, float* loss, Index rows,
                           Index classes, float smoothing, unsigned int node, ErrorWord* error) {
     Index lane = threadIdx.x % WARP;
@@ -32,7 +33,8 @@ KERNEL cross_entropy_rows(const float* logits, const Label* labels, float* loss,
         }
         if (lane == 0) {
             if (valid) {
-                loss[row] = (1.0f - smoothing) * (log_sum - x[label]) + smoothing / classes * all;
+                loss[row] =
+                    ((1.0f - smoothing) * (log_sum - x[label]) + smoothing / classes * all) / rows;
             } else {
                 loss[row] = 0.0f;
                 report_label(error, node, classes, label);
