@@ -278,7 +278,9 @@ fn a_task_waits_for_memory_that_other_programs_hold() {
     let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
     machine.on(&mut command);
     let server = Server::spawn(command);
-    submit(&server, &training(&data, "cuda", "patient"));
+    let mut wanted = training(&data, "cuda", "patient");
+    wanted["tf32"] = true.into();
+    submit(&server, &wanted);
     let start = Instant::now();
     loop {
         let (_, task) = server.call("GET", "/api/v2/tasks/patient", &Value::Null);
@@ -297,6 +299,7 @@ fn a_task_waits_for_memory_that_other_programs_hold() {
         (&json!("completed"), &json!("cuda:0")),
         "{task}"
     );
+    assert_eq!(task["tf32"], true);
 }
 
 /// Why the GPU of a machine is not schedulable.

@@ -72,6 +72,11 @@ pub(super) struct Operands {
     pub(super) bias: u64,
 }
 
+/// The bytes that an address and a distance are both multiples of, up to 256.
+fn alignment(address: u64, distance: u64) -> u32 {
+    1 << (address | distance | 256).trailing_zeros()
+}
+
 struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
@@ -201,11 +206,44 @@ impl Product {
         let b = Layout::new(b.0, b.1, batch, shape.stride_b)?;
         let out = Layout::new(m, n, batch, m * n)?;
         let preference = Preference(result::create_matmul_pref().map_err(doing)?);
+        // The library takes addresses for multiples of 256 bytes unless told.
+        use sys::cublasLtMatmulPreferenceAttributes_t as Wish;
+        let alignments = [
+            (
+                Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                operands.b,
+                shape.stride_b,
+            ),
+            (
+                Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                operands.a,
+                shape.stride_a,
+            ),
+            (
+                Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                operands.out,
+                m * n,
+            ),
+            (
+                Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                operands.out,
+                m * n,
+            ),
+        ];
+        for (wish, address, stride) in alignments {
+            let stride = if batch > 1 { stride * 4 } else { 0 };
+            let bytes = alignment(address, stride);
+            // SAFETY: the preference lives, and the value is a number of 32 bits.
+            unsafe {
+                result::set_matmul_pref_attribute(preference.0, wish, (&raw const bytes).cast(), 4)
+            }
+            .map_err(doing)?;
+        }
         let most = LIBRARY_WORKSPACE_BYTES as usize;
-        use sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as MOST;
+        let limit = Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the preference lives, and the value is a size; the descriptions live as well.
         let found = unsafe {
-            result::set_matmul_pref_attribute(preference.0, MOST, (&raw const most).cast(), 8)
+            result::set_matmul_pref_attribute(preference.0, limit, (&raw const most).cast(), 8)
                 .map_err(doing)?;
             result::get_matmul_algo_heuristic(
                 blas.handle,
@@ -258,5 +296,17 @@ impl Product {
             )
         };
         given.map_err(|e| failed("a matrix product", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alignment;
+
+    #[test]
+    fn alignments_are_of_address_and_distance() {
+        assert_eq!(alignment(0x7f00_0000_1000, 0), 256);
+        assert_eq!(alignment(0x7f00_0000_1000, 12 * 4), 16);
+        assert_eq!(alignment(0x7f00_0000_1004, 64), 4);
     }
 }

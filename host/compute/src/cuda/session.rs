@@ -2,7 +2,7 @@
 //!
 //! A run copies its batch into a pinned buffer, from which a stream of its own takes it to the GPU
 //! while the run before computes. The compute stream then puts it into place, runs the plan's
-//! commands (recorded as a graph the first time) and sends back the error word and the scalar
+//! commands (from the second time on as a graph) and sends back the error word and the scalar
 //! outputs. The host looks at these when the buffer is needed again, or when it is asked for a
 //! result.
 
@@ -67,6 +67,22 @@ impl Prepared {
 struct Ready {
     commands: Vec<Prepared>,
     graph: Option<Graph>,
+    /// Whether recording was tried.
+    recorded: bool,
+}
+
+impl Ready {
+    fn give(&mut self, stream: &Stream) -> Result<(), Error> {
+        let mut commands = self.commands.iter_mut();
+        commands.try_for_each(|command| command.give(stream))
+    }
+
+    /// Records the commands as a graph. Where that fails they are launched one by one, with the
+    /// same results.
+    fn record(&mut self, stream: &Stream) {
+        self.recorded = true;
+        self.graph = stream.capture(|| self.give(stream)).ok();
+    }
 }
 
 /// A batch on its way.
@@ -327,18 +343,11 @@ impl CudaSession {
                 }
             }
         }
-        let give = || {
-            commands
-                .iter_mut()
-                .try_for_each(|command| command.give(&self.compute))
-        };
-        // A run that cannot be recorded is launched kernel by kernel, with the same results.
-        let graph = self
-            .options
-            .graphs
-            .then(|| self.compute.capture(give).ok())
-            .flatten();
-        Ok(Ready { commands, graph })
+        Ok(Ready {
+            commands,
+            graph: None,
+            recorded: false,
+        })
     }
 
     /// Fills a slot's pinned buffer and returns the bytes of it that are used.
@@ -388,8 +397,15 @@ impl Session for CudaSession {
         let slot = self.turn;
         self.finish(slot)?;
         self.last = None;
+        // The first run launches the commands one by one, which also lets the libraries load what
+        // they need: that is not allowed while a graph is recorded.
         let mut ready = match self.ready.remove(&(plan, batch)) {
-            Some(ready) => ready,
+            Some(mut ready) => {
+                if self.options.graphs && !ready.recorded {
+                    ready.record(&self.compute);
+                }
+                ready
+            }
             None => self.prepare(plan, batch)?,
         };
         let used = self.stage(slot, plan, &tensors);
@@ -415,10 +431,7 @@ impl Session for CudaSession {
         }
         match &ready.graph {
             Some(graph) => self.compute.replay(graph)?,
-            None => ready
-                .commands
-                .iter_mut()
-                .try_for_each(|command| command.give(&self.compute))?,
+            None => ready.give(&self.compute)?,
         }
         let bytes = word_bytes() as usize + 4 * opened.plan.scalars().count();
         self.compute
