@@ -3,7 +3,7 @@
 #
 # usage: gpu.sh prepare                   here, with Rust: builds what is needed into dist/hardware
 #        gpu.sh correctness [ROW...]      there: facts golden digits spoken-digits infer memory fault
-#        gpu.sh speed [ROW...]            mlp digits spoken-digits infer ceilings kernels
+#        gpu.sh speed [ROW...]            mlp speed-digits speed-spoken-digits infer-b1 ceilings kernels
 #        gpu.sh sanitize [ROW...]         memcheck racecheck
 #
 # Rows write $OUT/ROW.txt (by default dist/hardware/results) and begin only within nine minutes of
