@@ -344,3 +344,51 @@ fn cuda_is_probed_without_a_context_where_nothing_runs() {
     let processes = processes::all_in(&machine.folder.path().join("machine.processes"));
     assert!(processes.iter().all(|(_, gpus)| gpus.is_empty()));
 }
+
+#[test]
+fn cuda_memory_of_killed_and_cancelled_tasks_comes_back() {
+    let (home, machine) = (Home::new(), Machine::new(ONE));
+    let data = stripes(home.folder.path());
+    let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
+    machine.on(&mut command);
+    let server = Server::spawn(command);
+    for (id, end) in [("killed", "failed"), ("stopped", "cancelled")] {
+        let mut wanted = training(&data, "cuda:0", id);
+        wanted["num_epochs"] = 10_000.into();
+        submit(&server, &wanted);
+        server.wait(id, &["running"]);
+        std::thread::sleep(Duration::from_millis(200));
+        let begun = Instant::now();
+        if end == "failed" {
+            let workers = crate::children(server.child.id());
+            assert_eq!(workers.len(), 1);
+            let kill = Command::new("kill")
+                .args(["-9", &workers[0].to_string()])
+                .status();
+            assert!(kill.unwrap().success());
+        } else {
+            let (status, _) =
+                server.call("POST", &format!("/api/v2/tasks/{id}/cancel"), &Value::Null);
+            assert_eq!(status, 200);
+        }
+        let task = server.wait(id, &["failed", "cancelled", "completed"]);
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            begun.elapsed()
+        );
+        assert_eq!(task["status"], end, "{task}");
+        let memory = &task["device_memory"];
+        assert!(
+            memory["during_bytes"].as_u64() > memory["before_bytes"].as_u64(),
+            "{task}"
+        );
+        assert_eq!(memory["after_bytes"], memory["before_bytes"], "{task}");
+        let (_, resources) = server.call("GET", "/api/v2/resources", &Value::Null);
+        assert_eq!(
+            resources["active_tasks"]["cuda:0"],
+            json!([]),
+            "{resources}"
+        );
+    }
+}
