@@ -392,3 +392,23 @@ fn cuda_memory_of_killed_and_cancelled_tasks_comes_back() {
         );
     }
 }
+
+#[test]
+fn a_lease_tells_plugins_why_its_gpu_cannot_be_used_any_more() {
+    let fault = fault("cuLaunchKernel", 60, 700);
+    let (home, machine) = (Home::empty(), Machine::new(&format!("{ONE}{fault}")));
+    let guests = root().join("tests/guests/target/wasm32-wasip2/release/examples");
+    home.add(&guests.join("devices_lost.wasm"));
+    let wav = "tests/data/spoken-digits/test/0_george_0.wav";
+    let plugins = crate::json(&home.hangar(&["--json", "plugins"]).output().unwrap());
+    let name = plugins[0]["plugin"]["description"]["name"]
+        .as_str()
+        .unwrap();
+    let record = run(
+        &home,
+        &machine,
+        &[name, "train", "--data", wav, "--device", "cuda:0"],
+    );
+    assert_eq!(record["state"], "completed", "{record}");
+    assert_eq!(record["device"], "cuda:0");
+}

@@ -1,7 +1,7 @@
 //! `devices`: what a task may ask for, and its lease.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use wasmtime::component::Resource;
 
@@ -35,6 +35,8 @@ pub(super) struct Held {
     pub(super) used_bytes: AtomicU64,
     /// The plugin dropped its handle.
     pub(super) dropped: AtomicBool,
+    /// The error that ended the use of the device.
+    lost: Mutex<Option<types::Error>>,
     supervisor: Arc<dyn super::Supervisor>,
 }
 
@@ -152,6 +154,7 @@ impl devices::HostRequest for State {
             grant,
             used_bytes: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
+            lost: Mutex::default(),
             supervisor: Arc::clone(&self.grants.supervisor),
         });
         self.held = Arc::downgrade(&held);
@@ -187,9 +190,9 @@ impl devices::HostLease for State {
     }
 
     fn lost(&mut self, lease: Resource<Lease>) -> wasmtime::Result<Option<types::Error>> {
-        self.table.get(&lease)?;
-        // The only device of this build is the CPU, which is never lost.
-        Ok(None)
+        let Lease(held) = self.table.get(&lease)?;
+        let lost = held.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(lost.clone())
     }
 
     fn drop(&mut self, lease: Resource<Lease>) -> wasmtime::Result<()> {
@@ -200,6 +203,18 @@ impl devices::HostLease for State {
 }
 
 impl Held {
+    /// Turns an error of a session into the plugin's, and keeps the first after which the device
+    /// cannot be used any more.
+    pub(super) fn note(&self, error: compute::Error) -> HostError {
+        let ends = ["device.lost", "device.fault"].contains(&error.code());
+        let told = HostError::from(error);
+        if let (true, HostError::Told(error)) = (ends, &told) {
+            let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            lost.get_or_insert_with(|| error.clone());
+        }
+        told
+    }
+
     /// The bytes of the lease that no session has taken.
     pub(super) fn free_bytes(&self) -> u64 {
         let used = self.used_bytes.load(Ordering::Relaxed);

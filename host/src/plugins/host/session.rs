@@ -86,7 +86,15 @@ impl Session {
             let message = "the lease of this session was dropped: open another on a new lease";
             return Err(HostError::new("device.released", message));
         }
-        Ok(self.session.run(plan, batch, inputs, cancelled)?)
+        self.on_device(|session| session.run(plan, batch, inputs, cancelled))
+    }
+
+    /// Does something on the device, and keeps the error that ends its use.
+    fn on_device<T>(
+        &mut self,
+        work: impl FnOnce(&mut dyn compute::Session) -> std::result::Result<T, compute::Error>,
+    ) -> Result<T> {
+        work(&mut *self.session).map_err(|error| self.held.note(error))
     }
 
     fn plan(&self, plan: usize) -> Result<&OpenPlan> {
@@ -221,7 +229,7 @@ impl model::HostSession for State {
 
     fn mean(&mut self, session: Resource<Session>, plan: u32, output: String) -> Result<f64> {
         let session = self.table.get_mut(&session)?;
-        Ok(session.session.mean(plan as usize, &output)?)
+        session.on_device(|session| session.mean(plan as usize, &output))
     }
 
     fn read(
@@ -236,8 +244,8 @@ impl model::HostSession for State {
             let message = format!("{length} bytes: at most {READ_BYTES} are read at once");
             return Err(HostError::new("model.range", message));
         }
-        let session = &mut self.table.get_mut(&session)?.session;
-        let tensor = session.output(plan as usize, &output)?;
+        let session = self.table.get_mut(&session)?;
+        let tensor = session.on_device(|session| session.output(plan as usize, &output))?;
         let bytes = tensor.bytes();
         let start = usize::try_from(offset)
             .unwrap_or(usize::MAX)
@@ -252,8 +260,8 @@ impl model::HostSession for State {
         plan: u32,
         output: String,
     ) -> Result<Vec<u32>> {
-        let session = &mut self.table.get_mut(&session)?.session;
-        let tensor = session.output(plan as usize, &output)?;
+        let session = self.table.get_mut(&session)?;
+        let tensor = session.on_device(|session| session.output(plan as usize, &output))?;
         let size = |&size: &usize| u32::try_from(size).unwrap_or(u32::MAX);
         Ok(tensor.shape().iter().map(size).collect())
     }
@@ -264,17 +272,17 @@ impl model::HostSession for State {
         name: String,
         metadata: Vec<(String, String)>,
     ) -> Result<()> {
-        let session = &mut self.table.get_mut(&session)?.session;
+        let session = self.table.get_mut(&session)?;
         let mut tensors = Vec::new();
         let mut bytes: u64 = metadata
             .iter()
             .map(|(key, value)| (key.len() + value.len()) as u64)
             .sum();
-        for parameter in session.parameters() {
+        for parameter in session.session.parameters() {
             if parameter.role == Role::OptimizerState {
                 continue;
             }
-            let tensor = session.download(&parameter.name)?;
+            let tensor = session.on_device(|session| session.download(&parameter.name))?;
             bytes = bytes.saturating_add(tensor.bytes().len() as u64);
             tensors.push((parameter.name, tensor));
         }
@@ -289,8 +297,9 @@ impl model::HostSession for State {
     fn load(&mut self, session: Resource<Session>) -> Result<()> {
         self.check_cancelled()?;
         let weights = data::weights::load(self.weights()?)?;
-        let session = &mut self.table.get_mut(&session)?.session;
+        let session = self.table.get_mut(&session)?;
         let wanted: HashMap<String, Vec<usize>> = session
+            .session
             .parameters()
             .into_iter()
             .filter(|parameter| parameter.role != Role::OptimizerState)
@@ -298,7 +307,7 @@ impl model::HostSession for State {
             .collect();
         check_weights(&wanted, &weights.tensors)?;
         for (name, tensor) in &weights.tensors {
-            session.upload(name, tensor)?;
+            session.on_device(|session| session.upload(name, tensor))?;
         }
         Ok(())
     }
