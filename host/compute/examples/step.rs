@@ -249,7 +249,8 @@ fn main() -> Result<()> {
         )?),
     };
     let (plan, sizes) = plan(name, trains, batch)?;
-    let takes_labels = plan.inputs().len() > 1;
+    let takes = |name: &str| plan.inputs().iter().any(|port| port.name == name);
+    let (takes_samples, takes_labels) = (takes("x"), takes("y"));
     let samples = plan.max_batch() as usize;
     let mut session = backend.open(vec![plan], u64::MAX)?;
     let values: Vec<f32> = (0..sizes.iter().product())
@@ -258,7 +259,10 @@ fn main() -> Result<()> {
     let x = HostTensor::from_f32(&sizes, &values)?;
     let labels: Vec<i64> = (0..samples as i64).map(|i| i % 10).collect();
     let y = HostTensor::from_i64(&[samples], &labels)?;
-    let mut inputs = vec![("x", &x)];
+    let mut inputs = Vec::new();
+    if takes_samples {
+        inputs.push(("x", &x));
+    }
     if takes_labels {
         inputs.push(("y", &y));
     }
@@ -274,7 +278,7 @@ fn main() -> Result<()> {
         }
         if takes_labels {
             session.mean(0, "loss")?;
-        } else if sizes.len() == 1 {
+        } else if !takes_samples {
             session.mean(0, "done")?;
         } else {
             session.output(0, "out")?;
