@@ -117,10 +117,16 @@ row_fault() {
     hangar --json run digits train --data tests/data/mnist10k --device cuda --param epochs=1 2>/dev/null | member state device
 }
 row_mlp() { ratio mlp train 128 f32; ratio mlp train 128 tf32; }
+# Bytes read and written by the copies, operations of the products, a second.
 row_ceilings() {
-    ratio copy infer 1024 f32
-    ratio product infer 8192 f32
-    ratio product infer 8192 tf32
+    { ratio copy infer 1024 f32; ratio product infer 8192 f32; ratio product infer 8192 tf32; } | python3 -c 'import json, sys
+for line in sys.stdin:
+    print(line, end="")
+    who, _, text = line.partition(":")
+    if who in ("ours", "peer"):
+        r = json.loads(text)
+        n, s = r["batch"], r["seconds"]
+        print(f"       {2 * n * 2**20 / s / 1e9:.0f} GB/s" if r["model"] == "copy" else f"       {2 * n**3 / s / 1e12:.1f} TFLOP/s")'
 }
 row_infer_b1() { for model in mlp digits spoken-digits; do ratio $model infer 1 f32; done; }
 row_speed_digits() { ratio digits train 64 f32; }

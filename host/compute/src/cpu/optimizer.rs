@@ -49,14 +49,7 @@ pub(crate) fn update(
             decay,
             decoupled,
         } => {
-            let power = i32::try_from(step).unwrap_or(i32::MAX);
-            let size = (rate / (1.0 - beta1.powi(power))) as f32;
-            let root = (1.0 - beta2.powi(power)).sqrt() as f32;
-            let shrink = if decoupled {
-                (1.0 - rate * decay) as f32
-            } else {
-                1.0
-            };
+            let [size, root, shrink, _] = rule.step_values(rate, step);
             let added = if decoupled { 0.0 } else { decay as f32 };
             let (new1, new2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
             let (beta1, beta2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::driver::LIBRARY_WORKSPACE_BYTES;
-use super::lower::{Addresses, STEP_BYTES, groups, lower};
+use super::lower::{Addresses, lower};
+use super::optimizer::{STEP_BYTES, groups};
 use super::program::{Command, ErrorWord, Target};
 use super::signal;
 use crate::error::Error;

@@ -11,7 +11,6 @@ use crate::error::Error;
 use crate::graph::{Node, Value};
 use crate::ops::Op;
 use crate::ops::elementwise::{Binary, Unary};
-use crate::ops::optimizer::Optimizer;
 use crate::ops::reduce::Reduction;
 use crate::ops::signal::Stft;
 use crate::plan::{Place, Plan};
@@ -49,70 +48,6 @@ impl Addresses {
             Place::Arena(offset) => self.arena + offset,
             Place::Variable(i) => self.variables[i],
             Place::Constant(i) => self.constants[i],
-        }
-    }
-}
-
-/// Optimizer steps of one rule, done in one launch.
-#[derive(Debug, Clone)]
-pub(super) struct Group {
-    pub(super) rule: Optimizer,
-    /// The plan's steps.
-    pub(super) nodes: Vec<Value>,
-}
-
-/// Bytes of a group's values of a step.
-pub(super) const STEP_BYTES: u64 = 16;
-/// The most parameters of one launch: the grid's limit along y.
-const GROUP_NODES: usize = 65_535;
-
-/// The plan's optimizer steps in groups: neighbours of one rule whose gradients are results, so
-/// that none sees another's change.
-pub(super) fn groups(plan: &Plan) -> Vec<Group> {
-    let mut groups: Vec<(Group, bool)> = Vec::new();
-    for &step in &plan.steps {
-        let node = plan.graph.node(step);
-        let Op::Optimize(rule) = &node.op else {
-            continue;
-        };
-        let alone = matches!(plan.places[node.inputs[1].index()], Place::Variable(_));
-        match groups.last_mut() {
-            Some((group, false))
-                if !alone && group.rule == *rule && group.nodes.len() < GROUP_NODES =>
-            {
-                group.nodes.push(step);
-            }
-            _ => groups.push((
-                Group {
-                    rule: *rule,
-                    nodes: vec![step],
-                },
-                alone,
-            )),
-        }
-    }
-    groups.into_iter().map(|(group, _)| group).collect()
-}
-
-/// What a step of a group needs that changes from step to step; see optimizer.cu.
-pub(super) fn step_values(rule: &Optimizer, rate: f64, step: u64) -> [f32; 4] {
-    match *rule {
-        Optimizer::Sgd { .. } => [rate as f32, 0.0, 0.0, 0.0],
-        Optimizer::Adam {
-            beta1,
-            beta2,
-            decay,
-            decoupled,
-            ..
-        } => {
-            let power = i32::try_from(step).unwrap_or(i32::MAX);
-            let shrink = if decoupled { 1.0 - rate * decay } else { 1.0 };
-            [
-                (rate / (1.0 - beta1.powi(power))) as f32,
-                (1.0 - beta2.powi(power)).sqrt() as f32,
-                shrink as f32,
-                0.0,
-            ]
         }
     }
 }
@@ -187,7 +122,7 @@ pub(super) fn lower(
 }
 
 pub(super) struct Lowering<'a> {
-    plan: &'a Plan,
+    pub(super) plan: &'a Plan,
     batch: usize,
     pub(super) at: &'a Addresses,
     capacity: u64,
@@ -200,11 +135,15 @@ impl<'a> Lowering<'a> {
         self.commands.push(Command::Launch(launch));
     }
 
+    pub(super) fn multiply(&mut self, shape: blas::Shape, operands: blas::Operands) {
+        self.commands.push(Command::Product(shape, operands));
+    }
+
     pub(super) fn convolve(&mut self, convolution: Convolution) {
         self.commands.push(Command::Convolution(convolution));
     }
 
-    fn node(&self, value: Value) -> &'a Node {
+    pub(super) fn node(&self, value: Value) -> &'a Node {
         self.plan.graph.node(value)
     }
 
@@ -557,105 +496,6 @@ impl<'a> Lowering<'a> {
         } else {
             launch.count(inner)
         });
-    }
-
-    /// Products of matrices over broadcast leading axes: one command where the matrices of each
-    /// operand are evenly apart, else one for each run of them.
-    fn matmul(
-        &mut self,
-        (a, a_shape, transpose_a): (u64, &[usize], bool),
-        (b, b_shape, transpose_b): (u64, &[usize], bool),
-        bias: Option<u64>,
-        (out, shape): (u64, &[usize]),
-    ) {
-        let rank = shape.len();
-        let (m, n) = (shape[rank - 2], shape[rank - 1]);
-        let lead = &shape[..rank - 2];
-        let last = |s: &[usize], i: usize| s[s.len() - i];
-        let k = if transpose_a {
-            last(a_shape, 2)
-        } else {
-            last(a_shape, 1)
-        };
-        let matrices = |s: &[usize], size: usize| {
-            let strides = broadcast(&s[..s.len() - 2], lead);
-            strides
-                .into_iter()
-                .map(|stride| stride * size)
-                .collect::<Vec<_>>()
-        };
-        let walk = Walk::new(lead, [&matrices(a_shape, m * k), &matrices(b_shape, k * n)]);
-        let (batch, [stride_a, stride_b]) = (walk.sizes[walk.sizes.len() - 1], walk.inner());
-        let total = walk.len();
-        let mut done = 0;
-        walk.runs(0, total, |[at, bt], count| {
-            debug_assert_eq!(count, batch);
-            let shape = blas::Shape {
-                m: m as u64,
-                n: n as u64,
-                k: k as u64,
-                batch: count as u64,
-                stride_a: stride_a as u64,
-                stride_b: stride_b as u64,
-                transpose_a,
-                transpose_b,
-                bias: bias.is_some(),
-            };
-            let operands = blas::Operands {
-                a: a + at as u64 * 4,
-                b: b + bt as u64 * 4,
-                out: out + (done * m * n) as u64 * 4,
-                bias: bias.unwrap_or(0),
-            };
-            done += count;
-            self.commands.push(Command::Product(shape, operands));
-        });
-    }
-
-    fn optimize(&mut self) {
-        let mut first = 0;
-        for (number, group) in groups(self.plan).iter().enumerate() {
-            let elements = |v: &Value| {
-                let parameter = self.node(*v).inputs[0];
-                self.shape(parameter).iter().product::<usize>()
-            };
-            let most = group.nodes.iter().map(elements).max().unwrap_or(0);
-            let targets = self.at.targets + (first * size_of::<super::program::Target>()) as u64;
-            let step = self.at.steps + number as u64 * STEP_BYTES;
-            let blocks = [most.div_ceil(256).clamp(1, 1024), group.nodes.len(), 1];
-            let launch = match group.rule {
-                Optimizer::Sgd {
-                    momentum,
-                    nesterov,
-                    decay,
-                } => Launch::blocks("sgd", blocks)
-                    .with(targets)
-                    .with(step)
-                    .with(momentum as f32)
-                    .with(decay as f32)
-                    .with(i32::from(nesterov)),
-                Optimizer::Adam {
-                    beta1,
-                    beta2,
-                    epsilon,
-                    decay,
-                    decoupled,
-                } => {
-                    let added = if decoupled { 0.0 } else { decay };
-                    Launch::blocks("adam", blocks)
-                        .with(targets)
-                        .with(step)
-                        .with(beta1 as f32)
-                        .with(beta2 as f32)
-                        .with((1.0 - beta1) as f32)
-                        .with((1.0 - beta2) as f32)
-                        .with(epsilon as f32)
-                        .with(added as f32)
-                }
-            };
-            self.launch(launch);
-            first += group.nodes.len();
-        }
     }
 
     /// Copies the scalar outputs to one place, behind the error word.

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::blas::Product;
 use super::driver::{DeviceMemory, Event, Function, Graph, PinnedMemory, Stream};
 use super::layout::{Layout, SLOTS};
-use super::lower::{self, Group, STEP_BYTES};
+use super::lower;
+use super::optimizer::{Group, STEP_BYTES, groups};
 use super::program::{Command, ErrorWord, Launch, Target};
 use super::{Gpu, Options, dnn, signal};
 use crate::backend::{ParameterInfo, Session};
@@ -146,7 +147,7 @@ impl CudaSession {
             .map(|info| base + layout.variables[&info.name]);
         let opened = |(number, plan): (usize, &Plan)| Opened {
             addresses: layout.addresses(number, plan, base),
-            groups: lower::groups(plan),
+            groups: groups(plan),
             staged: layout.plans[number].staged.clone(),
             plan: plan.clone(),
         };
@@ -363,7 +364,7 @@ impl CudaSession {
         let (rate, step) = (self.schedule.rate(self.steps), self.steps + 1);
         let mut at = opened.staged[tensors.len()] as usize;
         for group in &opened.groups {
-            let values = lower::step_values(&group.rule, rate, step);
+            let values = group.rule.step_values(rate, step);
             let bytes: &[u8] = bytemuck::cast_slice(&values);
             buffer[at..at + bytes.len()].copy_from_slice(bytes);
             at += bytes.len();

@@ -33,6 +33,30 @@ impl Optimizer {
         }
     }
 
+    /// What changes from step to step, `step` counting from 1. SGD: the rate. Adam: rate/(1 − β₁ᵗ),
+    /// √(1 − β₂ᵗ), and the factor by which decoupled decay shrinks the parameter.
+    pub(crate) fn step_values(&self, rate: f64, step: u64) -> [f32; 4] {
+        match *self {
+            Self::Sgd { .. } => [rate as f32, 0.0, 0.0, 0.0],
+            Self::Adam {
+                beta1,
+                beta2,
+                decay,
+                decoupled,
+                ..
+            } => {
+                let power = i32::try_from(step).unwrap_or(i32::MAX);
+                let shrink = if decoupled { 1.0 - rate * decay } else { 1.0 };
+                [
+                    (rate / (1.0 - beta1.powi(power))) as f32,
+                    (1.0 - beta2.powi(power)).sqrt() as f32,
+                    shrink as f32,
+                    0.0,
+                ]
+            }
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         let valid = match *self {
             Self::Sgd {
