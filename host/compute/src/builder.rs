@@ -7,16 +7,11 @@ use crate::error::Error;
 use crate::graph::{Graph, Leaf, Node, Role, Value, Variable};
 use crate::initializer::Initializer;
 pub use crate::ops::conv::Conv2d;
-use crate::ops::elementwise::{self, Binary, Unary};
-pub use crate::ops::movement::Target;
+pub use crate::ops::movement::{END, Target};
 use crate::ops::optimizer::Optimizer;
-use crate::ops::pool::Pool2d;
-use crate::ops::reduce::Reduction;
-use crate::ops::signal::Stft;
+pub use crate::ops::resample::{Interpolation, Table};
 pub use crate::ops::signal::Window;
-use crate::ops::{
-    self, Op, Typed, conv, loss, matmul, movement, norm, pool, reduce, signal, softmax,
-};
+use crate::ops::{Op, Typed};
 use crate::passes::gradient;
 use crate::shape::{Dim, Shape};
 
@@ -27,7 +22,7 @@ pub const MAX_CONSTANT_BYTES: usize = 64 << 20;
 /// The longest name of an input, parameter or output, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
 
-/// Collects operators into a graph, checking dtypes and shapes at every call.
+/// Collects operators into a graph (the methods that add them stand in `ops`, by family), checking dtypes and shapes at every call.
 ///
 /// Every method refuses a value that is not of this graph with `graph.value`, shapes that do not
 /// fit with `graph.shape`, dtypes with `graph.dtype`, attributes with `graph.attribute`, and what
@@ -71,6 +66,11 @@ impl Builder {
         })
     }
 
+    /// The bytes that constants hold so far.
+    pub fn constant_bytes(&self) -> usize {
+        self.constant_bytes
+    }
+
     /// The number of nodes so far.
     pub fn nodes(&self) -> usize {
         self.graph.nodes.len()
@@ -109,7 +109,7 @@ impl Builder {
         Ok(())
     }
 
-    fn at_next<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn at_next<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         result.map_err(|e| {
             if e.node().is_none() {
                 e.at(Value(self.nodes() as u32))
@@ -193,480 +193,14 @@ impl Builder {
                 data.len()
             ))));
         }
-        self.constant_bytes += data.len();
-        if self.constant_bytes > MAX_CONSTANT_BYTES {
+        if self.constant_bytes.saturating_add(data.len()) > MAX_CONSTANT_BYTES {
             return Err(Error::limit(format!(
                 "constants hold at most {MAX_CONSTANT_BYTES} bytes"
             )));
         }
-        self.push(Op::Leaf(Leaf::Constant(data.to_vec())), &[], (dtype, shape))
-    }
-
-    // Element-wise
-
-    fn unary(&mut self, name: &str, kind: Unary, x: Value) -> Result<Value, Error> {
-        let node = self.operand(x)?;
-        ops::float(name, node).map_err(|e| e.at(x))?;
-        let typed = (node.dtype, node.shape.clone());
-        self.push(Op::Unary(kind), &[x], typed)
-    }
-
-    fn binary(&mut self, kind: Binary, a: Value, b: Value) -> Result<Value, Error> {
-        let typed = elementwise::binary(kind, self.operand(a)?, self.operand(b)?);
-        let typed = self.at_next(typed)?;
-        self.push(Op::Binary(kind), &[a, b], typed)
-    }
-
-    /// a + b.
-    pub fn add(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.binary(Binary::Add, a, b)
-    }
-
-    /// a − b.
-    pub fn sub(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.binary(Binary::Sub, a, b)
-    }
-
-    /// a · b.
-    pub fn mul(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.binary(Binary::Mul, a, b)
-    }
-
-    /// a / b.
-    pub fn div(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.binary(Binary::Div, a, b)
-    }
-
-    /// The larger operand.
-    pub fn maximum(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.binary(Binary::Maximum, a, b)
-    }
-
-    /// The smaller operand.
-    pub fn minimum(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.binary(Binary::Minimum, a, b)
-    }
-
-    /// Whether elements are equal.
-    pub fn equal(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        let typed = self.at_next(elementwise::equal(self.operand(a)?, self.operand(b)?))?;
-        self.push(Op::Equal, &[a, b], typed)
-    }
-
-    /// x · factor + offset.
-    pub fn affine(&mut self, x: Value, factor: f64, offset: f64) -> Result<Value, Error> {
-        self.unary("affine", Unary::Affine { factor, offset }, x)
-    }
-
-    /// −x.
-    pub fn neg(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary(
-            "neg",
-            Unary::Affine {
-                factor: -1.0,
-                offset: 0.0,
-            },
-            x,
-        )
-    }
-
-    /// |x|.
-    pub fn abs(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("abs", Unary::Abs, x)
-    }
-
-    /// eˣ.
-    pub fn exp(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("exp", Unary::Exp, x)
-    }
-
-    /// Natural logarithm.
-    pub fn log(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("log", Unary::Log, x)
-    }
-
-    /// √x.
-    pub fn sqrt(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("sqrt", Unary::Sqrt, x)
-    }
-
-    /// 1/√x.
-    pub fn rsqrt(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("rsqrt", Unary::Rsqrt, x)
-    }
-
-    /// sin x.
-    pub fn sin(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("sin", Unary::Sin, x)
-    }
-
-    /// cos x.
-    pub fn cos(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("cos", Unary::Cos, x)
-    }
-
-    /// The error function.
-    pub fn erf(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("erf", Unary::Erf, x)
-    }
-
-    /// xᵖ.
-    pub fn pow(&mut self, x: Value, exponent: f64) -> Result<Value, Error> {
-        self.unary("pow", Unary::Pow { exponent }, x)
-    }
-
-    /// x limited to [low, high].
-    pub fn clamp(&mut self, x: Value, low: f64, high: f64) -> Result<Value, Error> {
-        if low.is_nan() || high.is_nan() || low > high {
-            return self.at_next(Err(Error::attribute(format!(
-                "clamp: {low} to {high} is not a range"
-            ))));
-        }
-        self.unary("clamp", Unary::Clamp { low, high }, x)
-    }
-
-    /// max(x, 0).
-    pub fn relu(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("relu", Unary::Relu, x)
-    }
-
-    /// x where x > 0, else slope · x.
-    pub fn leaky_relu(&mut self, x: Value, slope: f64) -> Result<Value, Error> {
-        self.unary("leaky-relu", Unary::LeakyRelu { slope }, x)
-    }
-
-    /// x · Φ(x), or its tanh form.
-    pub fn gelu(&mut self, x: Value, approximate: bool) -> Result<Value, Error> {
-        self.unary(
-            "gelu",
-            if approximate {
-                Unary::GeluTanh
-            } else {
-                Unary::Gelu
-            },
-            x,
-        )
-    }
-
-    /// x · σ(x).
-    pub fn silu(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("silu", Unary::Silu, x)
-    }
-
-    /// 1 / (1 + e⁻ˣ).
-    pub fn sigmoid(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("sigmoid", Unary::Sigmoid, x)
-    }
-
-    /// Hyperbolic tangent.
-    pub fn tanh(&mut self, x: Value) -> Result<Value, Error> {
-        self.unary("tanh", Unary::Tanh, x)
-    }
-
-    /// The same numbers as float32, int64 or boolean.
-    pub fn cast(&mut self, x: Value, dtype: DType) -> Result<Value, Error> {
-        let shape = self.operand(x)?.shape.clone();
-        if !matches!(dtype, DType::F32 | DType::I64 | DType::Bool) {
-            return self.at_next(Err(Error::dtype(format!(
-                "cast: {dtype} is not computed with; use float32, int64 or boolean"
-            ))));
-        }
-        self.push(Op::Cast, &[x], (dtype, shape))
-    }
-
-    // Movement
-
-    /// The same elements in another shape.
-    pub fn reshape(&mut self, x: Value, target: &[Target]) -> Result<Value, Error> {
-        let typed = self.at_next(movement::reshape(self.operand(x)?, target))?;
-        self.push(Op::Reshape, &[x], typed)
-    }
-
-    /// Axes in another order.
-    pub fn permute(&mut self, x: Value, axes: &[u32]) -> Result<Value, Error> {
-        let (order, typed) = self.at_next(movement::permute(self.operand(x)?, axes))?;
-        self.push(Op::Permute(order), &[x], typed)
-    }
-
-    /// Sizes of 1 repeated up to `shape`.
-    pub fn expand(&mut self, x: Value, shape: &[Dim]) -> Result<Value, Error> {
-        let typed = self.at_next(movement::expand(self.operand(x)?, &Shape(shape.to_vec())))?;
-        self.push(Op::Expand, &[x], typed)
-    }
-
-    // Reductions
-
-    /// Sum over axes, all where none are named.
-    pub fn sum(&mut self, x: Value, axes: &[u32], keep: bool) -> Result<Value, Error> {
-        let reduced = reduce::reduce("sum", self.operand(x)?, axes, keep);
-        let (axes, typed) = self.at_next(reduced)?;
-        self.push(
-            Op::Reduce {
-                kind: Reduction::Sum,
-                axes,
-                keep,
-            },
-            &[x],
-            typed,
-        )
-    }
-
-    /// Mean over axes, all where none are named.
-    pub fn mean(&mut self, x: Value, axes: &[u32], keep: bool) -> Result<Value, Error> {
-        let node = self.operand(x)?;
-        let list = self.at_next(ops::axes("mean", &node.shape, axes))?;
-        let sizes: Vec<Dim> = list.iter().map(|&a| node.shape.0[a]).collect();
-        let count = Shape::product(&sizes);
-        let sum = self.sum(x, axes, keep)?;
-        match count {
-            Some(count) => self.divide_by(sum, count),
-            None => Err(Error::shape("mean: the batch may occur only once").at(sum)),
-        }
-    }
-
-    /// Largest over axes, all where none are named.
-    pub fn amax(&mut self, x: Value, axes: &[u32], keep: bool) -> Result<Value, Error> {
-        let reduced = reduce::reduce("amax", self.operand(x)?, axes, keep);
-        let (axes, typed) = self.at_next(reduced)?;
-        self.push(
-            Op::Reduce {
-                kind: Reduction::Max,
-                axes,
-                keep,
-            },
-            &[x],
-            typed,
-        )
-    }
-
-    /// Index of the first largest element along an axis.
-    pub fn argmax(&mut self, x: Value, axis: u32) -> Result<Value, Error> {
-        let (axis, typed) = self.at_next(reduce::argmax(self.operand(x)?, axis))?;
-        self.push(Op::Argmax { axis }, &[x], typed)
-    }
-
-    // Layers
-
-    /// Matrix product over the last two axes.
-    pub fn matmul(&mut self, a: Value, b: Value) -> Result<Value, Error> {
-        self.at_next(matmul::matmul(
-            self.operand(a)?,
-            self.operand(b)?,
-            (false, false),
-        ))?;
-        self.product(a, b, (false, false), None)
-    }
-
-    /// x · weightᵀ + bias.
-    pub fn linear(&mut self, x: Value, weight: Value, bias: Option<Value>) -> Result<Value, Error> {
-        let (xn, wn) = (self.operand(x)?, self.operand(weight)?);
-        let refuse = || {
-            Error::shape(format!(
-                "linear: x {} and weight {} do not fit",
-                xn.shape, wn.shape
-            ))
-        };
-        let [Dim::Fixed(outputs), Dim::Fixed(inputs)] = wn.shape.0[..] else {
-            return self.at_next(Err(refuse()));
-        };
-        let Some((&Dim::Fixed(last), lead)) = xn.shape.0.split_last() else {
-            return self.at_next(Err(refuse()));
-        };
-        if last != inputs {
-            return self.at_next(Err(refuse()));
-        }
-        let mut result = lead.to_vec();
-        result.push(Dim::Fixed(outputs));
-        if let Some(bias) = bias {
-            let node = self.operand(bias)?;
-            self.at_next(crate::ops::float("linear", node))?;
-            if node.shape != Shape::fixed(&[outputs]) {
-                let why = format!("linear: bias {} is not [{outputs}]", node.shape);
-                return self.at_next(Err(Error::shape(why)));
-            }
-        }
-        let flat = self.reshape(x, &[Target::Rest, Target::Size(Dim::Fixed(inputs))])?;
-        let y = self.product(flat, weight, (false, true), bias)?;
-        self.reshape_to(y, &Shape(result))
-    }
-
-    /// Cross-correlation of `[batch, in, height, width]` with `[out, in/groups, height, width]`.
-    pub fn conv2d(
-        &mut self,
-        x: Value,
-        weight: Value,
-        bias: Option<Value>,
-        attributes: Conv2d,
-    ) -> Result<Value, Error> {
-        let bias_node = bias.map(|b| self.operand(b)).transpose()?;
-        let typed = conv::conv2d(
-            &attributes,
-            self.operand(x)?,
-            self.operand(weight)?,
-            bias_node,
-        );
-        let typed = self.at_next(typed)?;
-        let inputs: Vec<Value> = [x, weight].into_iter().chain(bias).collect();
-        self.push(Op::Conv2d(attributes), &inputs, typed)
-    }
-
-    /// Largest element of each window.
-    pub fn max_pool2d(
-        &mut self,
-        x: Value,
-        window: (u32, u32),
-        stride: (u32, u32),
-        padding: (u32, u32),
-    ) -> Result<Value, Error> {
-        self.pool2d(
-            x,
-            Pool2d {
-                maximum: true,
-                window,
-                stride,
-                padding,
-            },
-        )
-    }
-
-    /// Mean of each window, padding counted as zeros.
-    pub fn avg_pool2d(
-        &mut self,
-        x: Value,
-        window: (u32, u32),
-        stride: (u32, u32),
-        padding: (u32, u32),
-    ) -> Result<Value, Error> {
-        self.pool2d(
-            x,
-            Pool2d {
-                maximum: false,
-                window,
-                stride,
-                padding,
-            },
-        )
-    }
-
-    fn pool2d(&mut self, x: Value, pool: Pool2d) -> Result<Value, Error> {
-        let typed = self.at_next(pool::pool2d(&pool, self.operand(x)?))?;
-        self.push(Op::Pool2d(pool), &[x], typed)
-    }
-
-    /// Batch normalisation with the batch's statistics; moves the running ones when the plan has
-    /// an optimizer step.
-    #[expect(clippy::too_many_arguments, reason = "the contract's operands")]
-    pub fn batch_norm_train(
-        &mut self,
-        x: Value,
-        scale: Value,
-        bias: Value,
-        running_mean: Value,
-        running_variance: Value,
-        momentum: f64,
-        epsilon: f64,
-    ) -> Result<Value, Error> {
-        let name = "batch-norm-train";
-        let vectors = [scale, bias, running_mean, running_variance];
-        let nodes = vectors
-            .iter()
-            .map(|&v| self.operand(v))
-            .collect::<Result<Vec<_>, _>>()?;
-        let channels = self.at_next(norm::check(name, self.operand(x)?, &nodes))?;
-        self.at_next(norm::check_epsilon(name, epsilon))?;
-        if !(0.0..=1.0).contains(&momentum) {
-            return self.at_next(Err(Error::attribute(format!(
-                "{name}: momentum lies between 0 and 1"
-            ))));
-        }
-        for running in [running_mean, running_variance] {
-            let buffer = matches!(&self.node(running).op, Op::Leaf(Leaf::Variable(v)) if v.role == Role::Buffer);
-            if !buffer {
-                return Err(Error::attribute(format!(
-                    "{name}: running statistics must be buffers"
-                ))
-                .at(running));
-            }
-        }
-        if running_mean == running_variance {
-            let why = format!("{name}: the running mean and variance are one buffer");
-            return Err(Error::attribute(why).at(running_variance));
-        }
-        let typed = (DType::F32, self.node(x).shape.clone());
-        let statistics = self.push(
-            Op::BatchStatistics { epsilon },
-            &[x],
-            norm::statistics(channels),
-        )?;
-        let update = [running_mean, running_variance, statistics, x];
-        self.push(
-            Op::UpdateRunning { momentum },
-            &update,
-            (DType::F32, Shape::default()),
-        )?;
-        self.push(Op::BatchNorm, &[x, scale, bias, statistics], typed)
-    }
-
-    /// Batch normalisation with given mean and variance, which get no gradient.
-    pub fn batch_norm_eval(
-        &mut self,
-        x: Value,
-        scale: Value,
-        bias: Value,
-        mean: Value,
-        variance: Value,
-        epsilon: f64,
-    ) -> Result<Value, Error> {
-        let name = "batch-norm-eval";
-        let vectors = [scale, bias, mean, variance];
-        let nodes = vectors
-            .iter()
-            .map(|&v| self.operand(v))
-            .collect::<Result<Vec<_>, _>>()?;
-        let channels = self.at_next(norm::check(name, self.operand(x)?, &nodes))?;
-        self.at_next(norm::check_epsilon(name, epsilon))?;
-        let typed = (DType::F32, self.node(x).shape.clone());
-        let op = Op::FixedStatistics { epsilon };
-        let statistics = self.push(op, &[mean, variance], norm::statistics(channels))?;
-        self.push(Op::BatchNorm, &[x, scale, bias, statistics], typed)
-    }
-
-    /// Exponentials along an axis, scaled to sum 1.
-    pub fn softmax(&mut self, x: Value, axis: u32) -> Result<Value, Error> {
-        let (axis, typed) = self.at_next(softmax::softmax("softmax", self.operand(x)?, axis))?;
-        self.push(Op::Softmax { axis, log: false }, &[x], typed)
-    }
-
-    /// Logarithm of the softmax.
-    pub fn log_softmax(&mut self, x: Value, axis: u32) -> Result<Value, Error> {
-        let (axis, typed) =
-            self.at_next(softmax::softmax("log-softmax", self.operand(x)?, axis))?;
-        self.push(Op::Softmax { axis, log: true }, &[x], typed)
-    }
-
-    /// Mean cross-entropy of logits against class indices.
-    pub fn cross_entropy(
-        &mut self,
-        logits: Value,
-        labels: Value,
-        smoothing: f64,
-    ) -> Result<Value, Error> {
-        let typed = loss::cross_entropy(self.operand(logits)?, self.operand(labels)?, smoothing);
-        let typed = self.at_next(typed)?;
-        self.push(Op::CrossEntropy { smoothing }, &[logits, labels], typed)
-    }
-
-    /// Power spectrum `[batch, size/2 + 1, frames]` of `[batch, samples]`.
-    pub fn stft_power(
-        &mut self,
-        x: Value,
-        size: u32,
-        hop: u32,
-        window: Window,
-    ) -> Result<Value, Error> {
-        let stft = Stft { size, hop, window };
-        let typed = self.at_next(signal::stft_power(&stft, self.operand(x)?))?;
-        self.push(Op::StftPower(stft), &[x], typed)
+        let value = self.push(Op::Leaf(Leaf::Constant(data.to_vec())), &[], (dtype, shape))?;
+        self.constant_bytes += data.len();
+        Ok(value)
     }
 
     // Training
@@ -751,16 +285,7 @@ impl Builder {
             return refuse(Value(self.nodes() as u32), why);
         }
         for (&parameter, &gradient) in parameters.iter().zip(gradients) {
-            let name = match &self.operand(parameter)?.op {
-                Op::Leaf(Leaf::Variable(v)) if v.role == Role::Parameter => v.name.clone(),
-                _ => {
-                    return refuse(
-                        parameter,
-                        format!("value {} is not a parameter", parameter.0),
-                    );
-                }
-            };
-            let shape = self.node(parameter).shape.clone();
+            let (name, shape) = self.own_parameter(parameter)?;
             let given = self.operand(gradient)?;
             if given.shape != shape || given.dtype != DType::F32 {
                 let why = format!(
@@ -789,6 +314,59 @@ impl Builder {
         Ok(())
     }
 
+    /// Gradients scaled down together where their common norm is above `most`, as PyTorch's
+    /// `clip_grad_norm_` does.
+    pub fn clip_gradients(&mut self, gradients: &[Value], most: f64) -> Result<Vec<Value>, Error> {
+        if !(most.is_finite() && most > 0.0) {
+            let why = "clip-gradients: the largest norm must be a number above 0";
+            return self.at_next(Err(Error::attribute(why)));
+        }
+        let mut total = self.scalar(0.0)?;
+        for &gradient in gradients {
+            let square = self.mul(gradient, gradient)?;
+            let sum = self.sum(square, &[], false)?;
+            total = self.add(total, sum)?;
+        }
+        let norm = self.sqrt(total)?;
+        let above_zero = self.affine(norm, 1.0, 1e-6)?;
+        let largest = self.scalar(most as f32)?;
+        let ratio = self.div(largest, above_zero)?;
+        let factor = self.clamp(ratio, 0.0, 1.0)?;
+        let scaled = gradients.iter().map(|&g| self.mul(g, factor));
+        scaled.collect()
+    }
+
+    /// A buffer `average.NAME` for each parameter, which follows it at every optimizer step:
+    /// decay·average + (1 − decay)·parameter, from the parameter itself at the first step.
+    pub fn average(&mut self, parameters: &[Value], decay: f64) -> Result<Vec<Value>, Error> {
+        let rule = Optimizer::Average { decay };
+        self.at_next(rule.check())?;
+        let mut averages = Vec::with_capacity(parameters.len());
+        for &parameter in parameters {
+            let (name, shape) = self.own_parameter(parameter)?;
+            let sizes: Vec<u64> = shape.0.iter().map(|d| d.at(1)).collect();
+            let average = self.buffer(&format!("average.{name}"), &sizes, "zeros")?;
+            let typed = (DType::F32, Shape::default());
+            self.push(Op::Optimize(rule), &[average, parameter], typed)?;
+            averages.push(average);
+        }
+        Ok(averages)
+    }
+
+    /// The name and shape of a parameter. Errors: `graph.optimizer` for another value.
+    fn own_parameter(&self, value: Value) -> Result<(String, Shape), Error> {
+        let node = self.operand(value)?;
+        match &node.op {
+            Op::Leaf(Leaf::Variable(v)) if v.role == Role::Parameter => {
+                Ok((v.name.clone(), node.shape.clone()))
+            }
+            _ => {
+                let why = format!("value {} is not a parameter", value.0);
+                Err(Error::new("graph.optimizer", why).at(value))
+            }
+        }
+    }
+
     // Results
 
     /// Keeps a value to be read after a run. Errors: `graph.name`.
@@ -801,7 +379,12 @@ impl Builder {
         Ok(())
     }
 
-    // What gradients are made of
+    // What operators are made of
+
+    /// A float32 constant without axes.
+    pub(crate) fn scalar(&mut self, value: f32) -> Result<Value, Error> {
+        self.constant(DType::F32, &[], &value.to_le_bytes())
+    }
 
     pub(crate) fn divide_by(&mut self, x: Value, count: Dim) -> Result<Value, Error> {
         let typed = (DType::F32, self.operand(x)?.shape.clone());

@@ -50,6 +50,22 @@ impl Error {
         Self::new("graph.attribute", message)
     }
 
+    /// A label that names none of `classes` classes.
+    pub(crate) fn label(label: i64, classes: usize) -> Self {
+        Self::new(
+            "data.label",
+            format!("label {label} does not name one of {classes} classes"),
+        )
+    }
+
+    /// An index that names none of `size` elements.
+    pub(crate) fn index(index: i64, size: usize) -> Self {
+        Self::new(
+            "data.index",
+            format!("index {index} does not name one of {size} elements"),
+        )
+    }
+
     pub(crate) fn limit(message: impl Into<String>) -> Self {
         Self::new("graph.limit", message)
     }

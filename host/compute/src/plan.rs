@@ -9,6 +9,7 @@ use crate::builder::MAX_NODES;
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Graph, Leaf, Node, Value, Variable};
+use crate::ops::norm::LayerNorm;
 use crate::ops::{Op, conv};
 use crate::passes::memory::{ALIGNMENT, Lifetime, place};
 use crate::passes::reachable::reachable;
@@ -274,12 +275,17 @@ fn workspace_bytes(graph: &Graph, node: &Node, batch: u64) -> Result<u64, Error>
             &node.shape.at(batch as usize),
             true,
         ),
+        Op::LayerNormParameterGradient(_) => {
+            let x = shape(node.inputs[0]);
+            let size = x.last().copied().unwrap_or(1);
+            LayerNorm::workspace(x.iter().product::<usize>() / size, size)
+        }
         _ => Some(0),
     };
     elements
         .and_then(|n| n.checked_mul(4))
         .map(|n| n as u64)
-        .ok_or_else(|| Error::limit("the workspace of a convolution is too large"))
+        .ok_or_else(|| Error::limit("the workspace of an operator is too large"))
 }
 
 /// The memory that one session of these plans takes, in bytes: variables of the same name once,

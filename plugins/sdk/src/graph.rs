@@ -187,6 +187,26 @@ impl Tensor {
         minimum
         /// 1 where equal, else 0, as boolean.
         equal
+        /// 1 where different, else 0, as boolean.
+        not_equal
+        /// 1 where less, else 0, as boolean.
+        less
+        /// 1 where less or equal, else 0, as boolean.
+        less_or_equal
+        /// 1 where greater, else 0, as boolean.
+        greater
+        /// 1 where greater or equal, else 0, as boolean.
+        greater_or_equal
+        /// Whether both booleans hold.
+        logical_and
+        /// Whether one of two booleans holds.
+        logical_or
+        /// Mean square difference.
+        mse_loss
+        /// Mean binary cross-entropy of logits against targets in 0 to 1.
+        bce_with_logits
+        /// Kullback and Leibler's divergence of targets from predicted logarithms.
+        kl_divergence
         /// Matrix product over the last two axes.
         matmul
     }
@@ -206,8 +226,42 @@ impl Tensor {
         sin
         /// Cosine (radians).
         cos
+        /// Tangent (radians).
+        tan
+        /// Arc sine.
+        asin
+        /// Arc cosine.
+        acos
+        /// Arc tangent.
+        atan
+        /// Hyperbolic sine.
+        sinh
+        /// Hyperbolic cosine.
+        cosh
+        /// Inverse hyperbolic sine.
+        asinh
+        /// Inverse hyperbolic cosine.
+        acosh
+        /// Inverse hyperbolic tangent.
+        atanh
         /// Error function.
         erf
+        /// −1, 0 or 1.
+        sign
+        /// The largest integer that is not above.
+        floor
+        /// The smallest integer that is not below.
+        ceil
+        /// The nearest integer, the even one of two.
+        round
+        /// log(1 + eˣ).
+        softplus
+        /// x/6 + ½ limited to 0 to 1.
+        hard_sigmoid
+        /// x · hard-sigmoid(x).
+        hard_swish
+        /// Whether a boolean does not hold.
+        logical_not
         /// max(x, 0).
         relu
         /// x · σ(x).
@@ -225,6 +279,8 @@ impl Tensor {
         mean
         /// Largest element.
         amax
+        /// Smallest element.
+        amin
     }
 
     /// x · factor + offset.
@@ -293,6 +349,184 @@ impl Tensor {
         Ok(self
             .graph
             .tensor(self.graph.builder().expand(self.id, shape)?))
+    }
+
+    /// a where this boolean holds, else b; all broadcast.
+    pub fn select(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self.graph.tensor(builder.select(self.id, a.id, b.id)?))
+    }
+
+    /// x where x > 0, else alpha · (eˣ − 1).
+    pub fn elu(&self, alpha: f64) -> Result<Tensor> {
+        Ok(self.graph.tensor(self.graph.builder().elu(self.id, alpha)?))
+    }
+
+    /// Elements `start` up to, without it, `end` of an axis.
+    pub fn slice(&self, axis: usize, start: u32, end: u32) -> Result<Tensor> {
+        self.size(axis)?;
+        let rank = self.shape()?.len();
+        let (mut starts, mut ends) = (vec![0; rank], vec![u32::MAX; rank]);
+        (starts[axis], ends[axis]) = (start, end);
+        let builder = self.graph.builder();
+        let id = builder.slice(self.id, &starts, &ends, &vec![1; rank])?;
+        Ok(self.graph.tensor(id))
+    }
+
+    /// Neighbouring parts of so many elements along an axis.
+    pub fn split(&self, sizes: &[u32], axis: u32) -> Result<Vec<Tensor>> {
+        let parts = self.graph.builder().split(self.id, sizes, axis)?;
+        Ok(parts.into_iter().map(|id| self.graph.tensor(id)).collect())
+    }
+
+    /// This and others one after the other along an axis.
+    pub fn concat(&self, others: &[&Tensor], axis: u32) -> Result<Tensor> {
+        let ids: Vec<u32> = [self].iter().chain(others).map(|x| x.id).collect();
+        Ok(self.graph.tensor(self.graph.builder().concat(&ids, axis)?))
+    }
+
+    /// x within `value`, so many elements before and after along every axis.
+    pub fn pad(&self, before: &[u32], after: &[u32], value: f64) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self
+            .graph
+            .tensor(builder.pad(self.id, before, after, value)?))
+    }
+
+    /// Axes in the opposite direction.
+    pub fn flip(&self, axes: &[u32]) -> Result<Tensor> {
+        Ok(self.graph.tensor(self.graph.builder().flip(self.id, axes)?))
+    }
+
+    /// Elements moved by so many places along axes, around the ends.
+    pub fn roll(&self, shifts: &[i32], axes: &[u32]) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self.graph.tensor(builder.roll(self.id, shifts, axes)?))
+    }
+
+    /// Along an axis, the element that each index (int64) names.
+    pub fn gather(&self, indices: &Tensor, axis: u32) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self
+            .graph
+            .tensor(builder.gather(self.id, indices.id, axis)?))
+    }
+
+    /// This with each update added, along an axis, at the element that its index names.
+    pub fn scatter_add(&self, indices: &Tensor, updates: &Tensor, axis: u32) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        let id = builder.scatter_add(self.id, indices.id, updates.id, axis)?;
+        Ok(self.graph.tensor(id))
+    }
+
+    /// The parts along an axis that indices (int64) name.
+    pub fn take(&self, indices: &Tensor, axis: u32) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self.graph.tensor(builder.take(self.id, indices.id, axis)?))
+    }
+
+    /// 1 (int64) along a new last axis where this index is, else 0.
+    pub fn one_hot(&self, classes: u32) -> Result<Tensor> {
+        Ok(self
+            .graph
+            .tensor(self.graph.builder().one_hot(self.id, classes)?))
+    }
+
+    /// Mean square distance from the mean over axes.
+    pub fn variance(&self, axes: &[u32], keep: bool, unbiased: bool) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self
+            .graph
+            .tensor(builder.variance(self.id, axes, keep, unbiased)?))
+    }
+
+    /// The `count` largest elements along an axis, and their indices (int64).
+    pub fn top_k(&self, count: u32, axis: u32) -> Result<(Tensor, Tensor)> {
+        let builder = self.graph.builder();
+        let indices = self
+            .graph
+            .tensor(builder.top_k(self.id, count, axis, false)?);
+        Ok((self.gather(&indices, axis)?, indices))
+    }
+
+    /// Sums of all elements up to each along an axis.
+    pub fn cumsum(&self, axis: u32) -> Result<Tensor> {
+        Ok(self
+            .graph
+            .tensor(self.graph.builder().cumsum(self.id, axis, false)?))
+    }
+
+    /// Index (int64) of the smallest element along an axis, which is removed.
+    pub fn argmin(&self, axis: u32) -> Result<Tensor> {
+        Ok(self
+            .graph
+            .tensor(self.graph.builder().argmin(self.id, axis)?))
+    }
+
+    /// Means of windows of x `[batch, channels, height, width]` chosen so that `size` remain.
+    pub fn adaptive_avg_pool2d(&self, size: (u32, u32)) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self
+            .graph
+            .tensor(builder.adaptive_avg_pool2d(self.id, size)?))
+    }
+
+    /// The image x `[batch, channels, height, width]` with other sizes; `interpolation`:
+    /// `nearest`, `linear` or `linear-corners`.
+    pub fn resize2d(&self, size: (u32, u32), interpolation: &str) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self
+            .graph
+            .tensor(builder.resize2d(self.id, size, interpolation)?))
+    }
+
+    /// x divided by the square root of its sum of squares along axes.
+    pub fn l2_normalize(&self, axes: &[u32], epsilon: f64) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        Ok(self
+            .graph
+            .tensor(builder.l2_normalize(self.id, axes, epsilon)?))
+    }
+
+    /// softmax(q·kᵀ/√features + bias)·v with this as q `[…, queries, features]`, where `causal`
+    /// only over keys that are not after the query.
+    pub fn attention(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        bias: Option<&Tensor>,
+        causal: bool,
+    ) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        let bias = bias.map(|bias| bias.id);
+        let id = builder.attention(self.id, k.id, v.id, bias, causal, None)?;
+        Ok(self.graph.tensor(id))
+    }
+
+    /// In training, elements set to 0 with this probability, the others scaled up; otherwise
+    /// unchanged.
+    pub fn dropout(&self, probability: f64, seed: u64) -> Result<Tensor> {
+        match self.graph.mode() {
+            Mode::Evaluate => Ok(self.clone()),
+            Mode::Train => {
+                Ok(self
+                    .graph
+                    .tensor(self.graph.builder().dropout(self.id, probability, seed)?))
+            }
+        }
+    }
+
+    /// In training, samples set to 0 with this probability, the others scaled up; otherwise
+    /// unchanged.
+    pub fn drop_path(&self, probability: f64, seed: u64) -> Result<Tensor> {
+        match self.graph.mode() {
+            Mode::Evaluate => Ok(self.clone()),
+            Mode::Train => {
+                Ok(self
+                    .graph
+                    .tensor(self.graph.builder().drop_path(self.id, probability, seed)?))
+            }
+        }
     }
 
     /// Index (int64) of the largest element along an axis, which is removed.

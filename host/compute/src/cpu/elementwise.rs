@@ -3,7 +3,7 @@
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use super::chunks::{CHUNK, chunks};
-use crate::ops::elementwise::{Binary, Unary};
+use crate::ops::elementwise::{Binary, Comparison, Logic, Unary};
 use crate::walk::{Walk, broadcast};
 
 /// √(2/π), of the tanh form of GELU.
@@ -11,6 +11,21 @@ const TANH_SCALE: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
 
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
+}
+
+fn hard_sigmoid(x: f32) -> f32 {
+    (x / 6.0 + 0.5).clamp(0.0, 1.0)
+}
+
+/// −1, 0 or 1; NaN stays.
+fn sign(x: f32) -> f32 {
+    if x > 0.0 {
+        1.0
+    } else if x < 0.0 {
+        -1.0
+    } else {
+        x * 0.0
+    }
 }
 
 /// out = f(x).
@@ -86,6 +101,31 @@ pub(crate) fn unary(parallel: bool, kind: Unary, x: &[f32], out: &mut [f32]) {
         Unary::Silu => map(parallel, x, out, |x| x * sigmoid(x)),
         Unary::Sigmoid => map(parallel, x, out, sigmoid),
         Unary::Tanh => map(parallel, x, out, f32::tanh),
+        Unary::Elu { alpha } => {
+            let alpha = alpha as f32;
+            map(parallel, x, out, |x| {
+                if x < 0.0 { alpha * x.exp_m1() } else { x }
+            });
+        }
+        // log(1 + eˣ) = max(x, 0) + log(1 + e^−|x|), which does not overflow.
+        Unary::Softplus => map(parallel, x, out, |x| {
+            (if x < 0.0 { 0.0 } else { x }) + (-x.abs()).exp().ln_1p()
+        }),
+        Unary::HardSigmoid => map(parallel, x, out, hard_sigmoid),
+        Unary::HardSwish => map(parallel, x, out, |x| x * hard_sigmoid(x)),
+        Unary::Sign => map(parallel, x, out, sign),
+        Unary::Floor => map(parallel, x, out, f32::floor),
+        Unary::Ceil => map(parallel, x, out, f32::ceil),
+        Unary::Round => map(parallel, x, out, f32::round_ties_even),
+        Unary::Tan => map(parallel, x, out, f32::tan),
+        Unary::Asin => map(parallel, x, out, f32::asin),
+        Unary::Acos => map(parallel, x, out, f32::acos),
+        Unary::Atan => map(parallel, x, out, f32::atan),
+        Unary::Sinh => map(parallel, x, out, f32::sinh),
+        Unary::Cosh => map(parallel, x, out, f32::cosh),
+        Unary::Asinh => map(parallel, x, out, libm::asinhf),
+        Unary::Acosh => map(parallel, x, out, libm::acoshf),
+        Unary::Atanh => map(parallel, x, out, libm::atanhf),
     }
 }
 
@@ -96,15 +136,7 @@ pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32],
     };
     match kind {
         Unary::Affine { factor, .. } => with(&|_| factor as f32),
-        Unary::Abs => with(&|x| {
-            if x > 0.0 {
-                1.0
-            } else if x < 0.0 {
-                -1.0
-            } else {
-                x * 0.0
-            }
-        }),
+        Unary::Abs => with(&sign),
         Unary::Exp => with(&f32::exp),
         Unary::Log => with(&|x| 1.0 / x),
         Unary::Sqrt => with(&|x| 0.5 / x.sqrt()),
@@ -157,6 +189,31 @@ pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32],
             let t = x.tanh();
             1.0 - t * t
         }),
+        Unary::Elu { alpha } => with(&|x| if x > 0.0 { 1.0 } else { alpha as f32 * x.exp() }),
+        Unary::Softplus => with(&sigmoid),
+        Unary::HardSigmoid => with(&|x| if x.abs() < 3.0 { 1.0 / 6.0 } else { 0.0 }),
+        Unary::HardSwish => with(&|x| {
+            if x <= -3.0 {
+                0.0
+            } else if x < 3.0 {
+                x / 3.0 + 0.5
+            } else {
+                1.0
+            }
+        }),
+        Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Round => out.fill(0.0),
+        Unary::Tan => with(&|x| {
+            let t = x.tan();
+            1.0 + t * t
+        }),
+        Unary::Asin => with(&|x| 1.0 / (1.0 - x * x).sqrt()),
+        Unary::Acos => with(&|x| -1.0 / (1.0 - x * x).sqrt()),
+        Unary::Atan => with(&|x| 1.0 / (1.0 + x * x)),
+        Unary::Sinh => with(&f32::cosh),
+        Unary::Cosh => with(&f32::sinh),
+        Unary::Asinh => with(&|x| 1.0 / (1.0 + x * x).sqrt()),
+        Unary::Acosh => with(&|x| 1.0 / (x * x - 1.0).sqrt()),
+        Unary::Atanh => with(&|x| 1.0 / (1.0 - x * x)),
     }
 }
 
@@ -239,6 +296,63 @@ pub(crate) fn binary(
             );
         }
     }
+}
+
+pub(crate) fn integer_binary(
+    parallel: bool,
+    kind: Binary,
+    a: Operand<'_, i64>,
+    b: Operand<'_, i64>,
+    out: (&mut [i64], &[usize]),
+) {
+    broadcasting(parallel, a, b, out, |a, b| kind.of_integers(a, b));
+}
+
+pub(crate) fn compare<T: Copy + Sync + PartialOrd>(
+    parallel: bool,
+    kind: Comparison,
+    a: Operand<'_, T>,
+    b: Operand<'_, T>,
+    out: (&mut [u8], &[usize]),
+) {
+    broadcasting(parallel, a, b, out, |a, b| u8::from(kind.holds(a, b)));
+}
+
+pub(crate) fn logic(
+    parallel: bool,
+    kind: Logic,
+    a: Operand<'_, u8>,
+    b: Operand<'_, u8>,
+    out: (&mut [u8], &[usize]),
+) {
+    match kind {
+        Logic::And => broadcasting(parallel, a, b, out, |a, b| a & b),
+        Logic::Or => broadcasting(parallel, a, b, out, |a, b| a | b),
+    }
+}
+
+/// out = a where the condition holds, else b.
+pub(crate) fn select<T: Copy + Sync + Send>(
+    parallel: bool,
+    (condition, condition_shape): Operand<'_, u8>,
+    (a, a_shape): Operand<'_, T>,
+    (b, b_shape): Operand<'_, T>,
+    (out, shape): (&mut [T], &[usize]),
+) {
+    let operands = [condition_shape, a_shape, b_shape].map(|own| broadcast(own, shape));
+    let walk = Walk::new(shape, operands.each_ref().map(Vec::as_slice));
+    let inner = walk.inner();
+    chunks(parallel, out, CHUNK, |i, out| {
+        let start = i * CHUNK;
+        let mut done = 0;
+        walk.runs(start, start + out.len(), |at, length| {
+            for (step, y) in out[done..done + length].iter_mut().enumerate() {
+                let [c, a_at, b_at] = std::array::from_fn(|n| at[n] + step * inner[n]);
+                *y = if condition[c] != 0 { a[a_at] } else { b[b_at] };
+            }
+            done += length;
+        });
+    });
 }
 
 /// Adds `row` to every row of `out`.

@@ -13,12 +13,7 @@ fn class(label: i64, classes: usize) -> Result<usize, Error> {
     usize::try_from(label)
         .ok()
         .filter(|&label| label < classes)
-        .ok_or_else(|| {
-            Error::new(
-                "data.label",
-                format!("label {label} does not name one of {classes} classes"),
-            )
-        })
+        .ok_or_else(|| Error::label(label, classes))
 }
 
 /// −(1 − s)·log p(label) − s/classes·Σ log p, with smoothing s (Szegedy et al. 2016).

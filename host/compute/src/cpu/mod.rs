@@ -6,13 +6,17 @@
 mod chunks;
 mod conv;
 mod elementwise;
+mod index;
+mod layer_norm;
 mod loss;
 mod matmul;
 mod movement;
 mod norm;
 mod optimizer;
 mod pool;
+mod random;
 mod reduce;
+mod resample;
 mod run;
 mod session;
 mod signal;

@@ -42,6 +42,14 @@ pub(crate) fn update(
                 },
             );
         }
+        Optimizer::Average { .. } => {
+            let [decay, ..] = rule.step_values(rate, step);
+            each_chunk(parallel, parameter, gradient, states, |p, g, _| {
+                p.iter_mut()
+                    .zip(g)
+                    .for_each(|(p, &g)| *p = decay * *p + (1.0 - decay) * g);
+            });
+        }
         Optimizer::Adam {
             beta1,
             beta2,

@@ -48,6 +48,9 @@ pub(crate) fn reduce(
                 largest
             }
         }),
+        Reduction::Min => fold(parallel, x, &split, out, f64::INFINITY, |least, x| {
+            if x < least || x.is_nan() { x } else { least }
+        }),
     }
 }
 
@@ -117,7 +120,7 @@ fn fold(
 }
 
 /// out = dy shared equally among the elements of x equal to y, which keep x's rank.
-pub(crate) fn amax_gradient(
+pub(crate) fn extreme_gradient(
     x: &[f32],
     shape: &[usize],
     y: &[f32],
@@ -152,18 +155,79 @@ pub(crate) fn amax_gradient(
     });
 }
 
-/// The position of the first of the largest elements along an axis.
-pub(crate) fn argmax(x: &[f32], shape: &[usize], axis: usize, out: &mut [i64]) {
+/// The position of the first of the largest (or smallest) elements along an axis; NaN wins.
+pub(crate) fn argmax(x: &[f32], shape: &[usize], axis: usize, smallest: bool, out: &mut [i64]) {
     let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
     for (i, y) in out.iter_mut().enumerate() {
         let base = i / inner * size * inner + i % inner;
         let mut best = 0;
         for k in 1..size {
-            let (value, largest) = (x[base + k * inner], x[base + best * inner]);
-            if value > largest || (value.is_nan() && !largest.is_nan()) {
+            let (value, found) = (x[base + k * inner], x[base + best * inner]);
+            let beats = if smallest {
+                value < found
+            } else {
+                value > found
+            };
+            if beats || (value.is_nan() && !found.is_nan()) {
                 best = k;
             }
         }
         *y = best as i64;
     }
+}
+
+/// The positions of the largest (or smallest) elements along an axis, as many as `out` has room
+/// for; NaN counts as the extreme.
+pub(crate) fn top_k(
+    x: &[f32],
+    shape: &[usize],
+    axis: usize,
+    smallest: bool,
+    (out, count): (&mut [i64], usize),
+) {
+    let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+    let mut order: Vec<usize> = Vec::with_capacity(size);
+    for line in 0..out.len() / count {
+        let (outer, column) = (line / inner, line % inner);
+        let base = outer * size * inner + column;
+        let value = |k: usize| x[base + k * inner];
+        order.clear();
+        order.extend(0..size);
+        order.sort_by(|&a, &b| {
+            let (a, b) = (value(a), value(b));
+            let by_value = if smallest {
+                a.partial_cmp(&b)
+            } else {
+                b.partial_cmp(&a)
+            };
+            by_value.unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
+        });
+        for (rank, &k) in order[..count].iter().enumerate() {
+            out[(outer * count + rank) * inner + column] = k as i64;
+        }
+    }
+}
+
+/// Sums of all elements up to each along an axis, or from each on.
+pub(crate) fn cumsum(
+    parallel: bool,
+    x: &[f32],
+    shape: &[usize],
+    axis: usize,
+    reverse: bool,
+    out: &mut [f32],
+) {
+    let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+    let block = size * inner;
+    chunks(parallel, out, block, |i, out| {
+        let x = &x[i * block..];
+        for column in 0..inner {
+            let mut total = 0.0;
+            for step in 0..size {
+                let k = if reverse { size - 1 - step } else { step };
+                total += f64::from(x[k * inner + column]);
+                out[k * inner + column] = total as f32;
+            }
+        }
+    });
 }

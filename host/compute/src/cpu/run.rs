@@ -4,7 +4,8 @@ use bytemuck::Pod;
 
 use super::session::{Line, Opened};
 use super::{
-    conv, elementwise, loss, matmul, movement, norm, optimizer, pool, reduce, signal, softmax,
+    conv, elementwise, index, layer_norm, loss, matmul, movement, norm, optimizer, pool, random,
+    reduce, resample, signal, softmax,
 };
 use crate::dtype::DType;
 use crate::error::Error;
@@ -20,6 +21,8 @@ pub(super) struct Run<'a> {
     pub(super) opened: &'a Opened,
     pub(super) batch: usize,
     pub(super) parallel: bool,
+    /// The number of the optimizer step, from 1.
+    pub(super) step: u64,
     pub(super) variables: &'a mut [Vec<f32>],
     pub(super) arena: &'a mut [Line],
     pub(super) workspace: &'a mut [f32],
@@ -91,9 +94,16 @@ impl Run<'_> {
             after_start: first + count,
         };
         let out = &mut bytemuck::cast_slice_mut(out)[..bytes as usize];
+        let parallel = self.parallel;
+        let moved = match node.dtype.size_bytes() {
+            4 => moving_kernel::<f32>(parallel, node, &operands, bytemuck::cast_slice_mut(out))?,
+            8 => moving_kernel::<i64>(parallel, node, &operands, bytemuck::cast_slice_mut(out))?,
+            _ => moving_kernel::<u8>(parallel, node, &operands, out)?,
+        };
         match node.dtype {
+            _ if moved => Ok(()),
             DType::F32 => float_kernel(
-                self.parallel,
+                (parallel, self.step),
                 node,
                 &operands,
                 bytemuck::cast_slice_mut(out),
@@ -101,7 +111,7 @@ impl Run<'_> {
                 self.transforms,
             ),
             _ => {
-                other_kernel(self.parallel, node, &operands, out);
+                other_kernel(parallel, node, &operands, out);
                 Ok(())
             }
         }
@@ -128,7 +138,7 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn optimize(&mut self, rule: &Optimizer, node: &Node, rate: f64, step: u64) {
+    pub(super) fn optimize(&mut self, rule: &Optimizer, node: &Node, rate: f64) {
         let (parameter, gradient) = (node.inputs[0], node.inputs[1]);
         let Some(index) = self.variable(parameter) else {
             return;
@@ -156,7 +166,7 @@ impl Run<'_> {
             self.parallel,
             rule,
             rate,
-            step,
+            self.step,
             &mut values,
             gradient,
             &mut states,
@@ -189,9 +199,80 @@ impl Run<'_> {
     }
 }
 
-/// Computes a float32 result.
-fn float_kernel(
+/// An element that kernels move without looking at it.
+trait Element: Pod + Send + Sync {
+    /// The element nearest to a number.
+    fn of(number: f64) -> Self;
+}
+
+impl Element for f32 {
+    fn of(number: f64) -> Self {
+        number as Self
+    }
+}
+
+impl Element for i64 {
+    fn of(number: f64) -> Self {
+        number as Self
+    }
+}
+
+impl Element for u8 {
+    fn of(number: f64) -> Self {
+        Self::from(number != 0.0)
+    }
+}
+
+/// An axis's size, and the elements of one of its steps.
+fn along(shape: &[usize], axis: usize) -> (usize, usize) {
+    (shape[axis], shape[axis + 1..].iter().product())
+}
+
+/// Computes a result whose elements are those of an operand; whether the operator is of that kind.
+fn moving_kernel<T: Element>(
     parallel: bool,
+    node: &Node,
+    operands: &Operands<'_>,
+    out: &mut [T],
+) -> Result<bool, Error> {
+    let x = &node.inputs;
+    let get = |i: usize| operands.get::<T>(x[i]);
+    let shape = |i: usize| operands.shape(x[i]);
+    let own = node.shape.at(operands.batch);
+    match &node.op {
+        Op::Permute(order) => movement::permute(parallel, get(0), &shape(0), order, (out, &own)),
+        Op::Expand => movement::expand(parallel, get(0), &shape(0), (out, &own)),
+        Op::Row { index } => out.copy_from_slice(&get(0)[index * out.len()..][..out.len()]),
+        Op::Slice(window) => movement::slice(parallel, get(0), &shape(0), window, (out, &own)),
+        Op::Place { window, fill } => {
+            let placed = (window, T::of(*fill));
+            movement::place(parallel, get(0), &shape(0), placed, (out, &own));
+        }
+        Op::Concat { axis } => {
+            let parts: Vec<_> = (0..x.len()).map(|i| (get(i), shape(i)[*axis])).collect();
+            movement::concat(parallel, &parts, (out, &own), *axis);
+        }
+        Op::Select => {
+            let (a, b) = ((get(1), &*shape(1)), (get(2), &*shape(2)));
+            let condition = (operands.get(x[0]), &*shape(0));
+            elementwise::select(parallel, condition, a, b, (out, &own));
+        }
+        Op::Gather { axis } => {
+            let ((size, inner), by) = (along(&shape(0), *axis), operands.get(x[1]));
+            index::gather(parallel, get(0), by, (size, own[*axis], inner), out)?;
+        }
+        Op::Take { axis } => {
+            let by = operands.get(x[1]);
+            index::take(parallel, get(0), by, along(&shape(0), *axis), out)?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Computes a float32 result; `step` is the number of the optimizer step.
+fn float_kernel(
+    (parallel, step): (bool, u64),
     node: &Node,
     operands: &Operands<'_>,
     out: &mut [f32],
@@ -232,14 +313,45 @@ fn float_kernel(
             }
             _ => out.copy_from_slice(get(0)),
         },
-        Op::Permute(order) => movement::permute(parallel, get(0), &shape(0), order, (out, &own)),
-        Op::Expand => movement::expand(parallel, get(0), &shape(0), (out, &own)),
-        Op::Row { index } => out.copy_from_slice(&get(0)[index * out.len()..][..out.len()]),
+        Op::ScatterAdd { axis } => {
+            let ((size, inner), count) = (along(&own, *axis), shape(1)[*axis]);
+            let by = operands.get(x[1]);
+            index::scatter_add(parallel, get(0), by, (size, count, inner), out)?;
+        }
+        Op::TakeGradient { axis } => {
+            let by = operands.get(x[1]);
+            index::take_gradient(parallel, get(0), by, along(&own, *axis), out)?;
+        }
+        Op::Resample { axis } => {
+            let table = (operands.get(x[1]), get(2));
+            resample::resample(parallel, get(0), along(&shape(0), *axis), table, out);
+        }
+        Op::Cumsum { axis, reverse } => {
+            reduce::cumsum(parallel, get(0), &own, *axis, *reverse, out);
+        }
+        Op::LayerNorm(attributes) => {
+            let optional = |i: usize| x.get(i).map(|_| get(i));
+            let (scale, bias) = (optional(1), optional(2));
+            layer_norm::layer_norm(parallel, attributes, get(0), last(&own), scale, bias, out);
+        }
+        Op::LayerNormGradient(attributes) => {
+            let (pair, scale) = ((get(0), get(1)), x.get(2).map(|_| get(2)));
+            layer_norm::input_gradient(parallel, attributes, pair, last(&own), scale, out);
+        }
+        Op::LayerNormParameterGradient(attributes) => {
+            let pair = (get(0), get(1));
+            layer_norm::parameter_gradient(parallel, attributes, pair, last(&own), out, workspace);
+        }
+        Op::Dropout(dropout) => {
+            let row = own.iter().skip(1).product();
+            random::dropout(parallel, dropout, step, get(0), row, out);
+        }
+        Op::Random { seed } => random::fill(parallel, *seed, step, out),
         Op::Reduce { kind, axes, .. } => {
             reduce::reduce(parallel, *kind, get(0), &shape(0), axes, out);
         }
-        Op::AmaxGradient => {
-            reduce::amax_gradient(get(0), &own, get(1), get(2), &shape(1), out);
+        Op::ExtremeGradient => {
+            reduce::extreme_gradient(get(0), &own, get(1), get(2), &shape(1), out);
         }
         Op::Matmul {
             transpose_a,
@@ -306,9 +418,20 @@ fn float_kernel(
             }
         }
         Op::Leaf(_)
-        | Op::Equal
         | Op::Reshape
+        | Op::Compare(_)
+        | Op::Logic(_)
         | Op::Argmax { .. }
+        | Op::TopK { .. }
+        | Op::Permute(_)
+        | Op::Expand
+        | Op::Row { .. }
+        | Op::Slice(_)
+        | Op::Place { .. }
+        | Op::Concat { .. }
+        | Op::Select
+        | Op::Gather { .. }
+        | Op::Take { .. }
         | Op::UpdateRunning { .. }
         | Op::Optimize(_) => {}
     }
@@ -323,58 +446,56 @@ fn geometry(
     Geometry::new(c, x, weight).ok_or_else(|| Error::new("graph.shape", "conv2d: sizes overflow"))
 }
 
+/// The size of the last axis.
+fn last(shape: &[usize]) -> usize {
+    shape.last().copied().unwrap_or(1)
+}
+
 /// Computes an int64 or boolean result.
 fn other_kernel(parallel: bool, node: &Node, operands: &Operands<'_>, out: &mut [u8]) {
     let x = &node.inputs;
     let own = node.shape.at(operands.batch);
-    let from = operands.node(x[0]).dtype;
+    let from = x.first().map_or(node.dtype, |&v| operands.node(v).dtype);
     match (&node.op, node.dtype) {
-        (Op::Equal, _) => {
+        (Op::Compare(kind), _) => {
             let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
-            macro_rules! equal {
+            macro_rules! compare {
                 ($T:ty) => {
-                    elementwise::broadcasting(
+                    elementwise::compare(
                         parallel,
+                        *kind,
                         (operands.get::<$T>(x[0]), &*a),
                         (operands.get::<$T>(x[1]), &*b),
                         (out, &own),
-                        |a, b| u8::from(a == b),
                     )
                 };
             }
             match from {
-                DType::F32 => equal!(f32),
-                DType::I64 => equal!(i64),
-                _ => equal!(u8),
+                DType::F32 => compare!(f32),
+                DType::I64 => compare!(i64),
+                _ => compare!(u8),
             }
         }
-        (Op::Argmax { axis }, _) => {
+        (Op::Logic(kind), _) => {
+            let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
+            let (a, b) = ((operands.get(x[0]), &*a), (operands.get(x[1]), &*b));
+            elementwise::logic(parallel, *kind, a, b, (out, &own));
+        }
+        (Op::Binary(kind), DType::I64) => {
+            let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
+            let (a, b) = ((operands.get(x[0]), &*a), (operands.get(x[1]), &*b));
+            let out = (bytemuck::cast_slice_mut(out), &*own);
+            elementwise::integer_binary(parallel, *kind, a, b, out);
+        }
+        (Op::Argmax { axis, smallest }, _) => {
             let shape = operands.shape(x[0]);
-            reduce::argmax(
-                operands.get(x[0]),
-                &shape,
-                *axis,
-                bytemuck::cast_slice_mut(out),
-            );
+            let out = bytemuck::cast_slice_mut(out);
+            reduce::argmax(operands.get(x[0]), &shape, *axis, *smallest, out);
         }
-        (Op::Permute(order), DType::I64) => {
-            let out = (bytemuck::cast_slice_mut::<u8, i64>(out), &*own);
-            movement::permute(
-                parallel,
-                operands.get(x[0]),
-                &operands.shape(x[0]),
-                order,
-                out,
-            );
-        }
-        (Op::Permute(order), _) => {
-            movement::permute(
-                parallel,
-                operands.get(x[0]),
-                &operands.shape(x[0]),
-                order,
-                (out, &own),
-            );
+        (Op::TopK { axis, smallest }, _) => {
+            let shape = operands.shape(x[0]);
+            let out = (bytemuck::cast_slice_mut(out), own[*axis]);
+            reduce::top_k(operands.get(x[0]), &shape, *axis, *smallest, out);
         }
         (Op::Cast, DType::I64) => {
             let out: &mut [i64] = bytemuck::cast_slice_mut(out);

@@ -157,11 +157,12 @@ impl CpuSession {
         let Some(opened) = self.plans.get(plan) else {
             return Ok(());
         };
-        let (rate, step) = (self.schedule.rate(self.steps), self.steps + 1);
+        let rate = self.schedule.rate(self.steps);
         let mut run = Run {
             opened,
             batch,
             parallel: self.pool.is_some(),
+            step: self.steps + 1,
             variables: &mut self.values,
             arena: &mut self.arena,
             workspace: &mut self.workspace,
@@ -173,7 +174,7 @@ impl CpuSession {
             }
             let node = opened.plan.graph.node(value);
             match &node.op {
-                Op::Optimize(rule) => run.optimize(rule, node, rate, step),
+                Op::Optimize(rule) => run.optimize(rule, node, rate),
                 Op::UpdateRunning { momentum } => run.update_running(*momentum, node),
                 _ => run.compute(value, node).map_err(|error| error.at(value))?,
             }

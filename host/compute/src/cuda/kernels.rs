@@ -7,15 +7,19 @@ use super::driver::{Context, Function, Module};
 use crate::error::Error;
 
 /// PTX for compute capability 7.5, which newer GPUs run too, by the stem of the source.
-const PTX: [(&str, &str); 10] = [
+const PTX: [(&str, &str); 14] = [
     ("conv", include_str!("kernels/ptx/conv.ptx")),
     ("elementwise", include_str!("kernels/ptx/elementwise.ptx")),
+    ("index", include_str!("kernels/ptx/index.ptx")),
+    ("layer_norm", include_str!("kernels/ptx/layer_norm.ptx")),
     ("loss", include_str!("kernels/ptx/loss.ptx")),
     ("movement", include_str!("kernels/ptx/movement.ptx")),
     ("norm", include_str!("kernels/ptx/norm.ptx")),
     ("optimizer", include_str!("kernels/ptx/optimizer.ptx")),
     ("pool", include_str!("kernels/ptx/pool.ptx")),
+    ("random", include_str!("kernels/ptx/random.ptx")),
     ("reduce", include_str!("kernels/ptx/reduce.ptx")),
+    ("resample", include_str!("kernels/ptx/resample.ptx")),
     ("signal", include_str!("kernels/ptx/signal.ptx")),
     ("softmax", include_str!("kernels/ptx/softmax.ptx")),
 ];

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::driver::LIBRARY_WORKSPACE_BYTES;
 use super::lower::{Addresses, lower};
-use super::optimizer::{STEP_BYTES, groups};
+use super::optimizer::{STEP_BYTES, groups, step_bytes};
 use super::program::{Command, ErrorWord, Target};
 use super::signal;
 use crate::error::Error;
@@ -47,6 +47,8 @@ pub(super) struct PlanLayout {
     pub(super) constants: Vec<u64>,
     pub(super) targets: u64,
     pub(super) steps: u64,
+    /// Of the number of the step, from `steps`.
+    step: u64,
     /// Of each input within a staging buffer, then of the step values; all bytes of a run.
     pub(super) staged: Vec<u64>,
 }
@@ -96,13 +98,14 @@ impl Layout {
                 .iter()
                 .map(|port| Ok(staged.take(plan.bytes(port.value, plan.max_batch)?)));
             let mut places: Vec<u64> = inputs.collect::<Result<_, Error>>()?;
-            places.push(staged.take(groups.len() as u64 * STEP_BYTES));
+            places.push(staged.take(step_bytes(&groups)));
             staging_bytes = staging_bytes.max(staged.0);
             scalar_count = scalar_count.max(plan.scalars().count());
             layouts.push(PlanLayout {
                 constants,
                 targets: cursor.take((targets * size_of::<Target>()) as u64),
-                steps: cursor.take(groups.len() as u64 * STEP_BYTES),
+                steps: cursor.take(step_bytes(&groups)),
+                step: groups.len() as u64 * STEP_BYTES,
                 staged: places,
             });
         }
@@ -167,6 +170,7 @@ impl Layout {
                 .collect(),
             targets: base + own.targets,
             steps: base + own.steps,
+            step: base + own.steps + own.step,
             results: base + self.results,
         }
     }

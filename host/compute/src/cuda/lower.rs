@@ -36,6 +36,8 @@ pub(super) struct Addresses {
     /// The plan's targets, and its groups' step values.
     pub(super) targets: u64,
     pub(super) steps: u64,
+    /// The number of the optimizer step, which random numbers depend on.
+    pub(super) step: u64,
     /// The error word, which the plan's scalar outputs follow.
     pub(super) results: u64,
 }
@@ -205,6 +207,11 @@ impl<'a> Lowering<'a> {
                     .with(factor);
                 self.launch(launch.with(0.0f32).with(x[0]).with(out).count(n));
             }
+            Op::Binary(kind) if node.dtype == DType::I64 => {
+                let pair = pair(&self.shape(shape(0)), &self.shape(shape(1)), &own);
+                let launch = Launch::threads("integer_binary", n).with(binary(*kind));
+                self.launch(launch.with(x[0]).with(x[1]).with(out).with(pair).count(n));
+            }
             Op::Binary(kind) => {
                 let (a, b) = (self.shape(shape(0)), self.shape(shape(1)));
                 if a == own && b == own {
@@ -222,9 +229,15 @@ impl<'a> Lowering<'a> {
                 let launch = launch.with(x[0]).with(x[1]).with(x[2]).with(out);
                 self.launch(launch.with(pair).count(n));
             }
-            Op::Equal => {
+            Op::Compare(kind) => {
                 let pair = pair(&self.shape(shape(0)), &self.shape(shape(1)), &own);
-                let launch = Launch::threads("equal", n).with(type_of(self.node(shape(0)).dtype));
+                let launch = Launch::threads("compare", n).with(*kind as i32);
+                let launch = launch.with(type_of(self.node(shape(0)).dtype));
+                self.launch(launch.with(x[0]).with(x[1]).with(out).with(pair).count(n));
+            }
+            Op::Logic(kind) => {
+                let pair = pair(&self.shape(shape(0)), &self.shape(shape(1)), &own);
+                let launch = Launch::threads("logic", n).with(*kind as i32);
                 self.launch(launch.with(x[0]).with(x[1]).with(out).with(pair).count(n));
             }
             Op::Cast => {
@@ -254,18 +267,58 @@ impl<'a> Lowering<'a> {
             Op::Reduce { kind, axes, .. } => {
                 self.reduce(*kind, x[0], &self.shape(shape(0)), axes, out);
             }
-            Op::AmaxGradient => {
+            Op::Select | Op::Slice(_) | Op::Place { .. } | Op::Concat { .. } => {
+                self.window(node, &x, out, &own)
+            }
+            Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::Take { .. }
+            | Op::TakeGradient { .. }
+            | Op::Resample { .. } => self.index(value, &x, out, &own),
+            Op::LayerNorm(_) | Op::LayerNormGradient(_) | Op::LayerNormParameterGradient(_) => {
+                self.layer_norm(node, &x, out, &own);
+            }
+            Op::Dropout(dropout) => {
+                let row: usize = own.iter().skip(1).product();
+                let launch = Launch::threads("dropout", n).with(x[0]).with(out);
+                let launch = launch.with(self.at.step).with(dropout.seed);
+                let launch = launch.with(dropout.threshold()).with(dropout.scale());
+                self.launch(launch.count(if dropout.rows { row } else { 1 }).count(n));
+            }
+            Op::Random { seed } => {
+                let launch = Launch::threads("random_uniform", n).with(out);
+                self.launch(launch.with(self.at.step).with(*seed).count(n));
+            }
+            Op::TopK { axis, smallest } => {
+                let from = self.shape(shape(0));
+                let inner: usize = from[axis + 1..].iter().product();
+                let lines = n / own[*axis];
+                let launch = Launch::threads("top_k", lines).with(x[0]).with(out);
+                let launch = launch.with(i32::from(*smallest)).count(lines);
+                self.launch(launch.count(from[*axis]).count(inner).count(own[*axis]));
+            }
+            Op::Cumsum { axis, reverse } => {
+                let inner: usize = own[axis + 1..].iter().product();
+                let lines = n / own[*axis];
+                let launch = Launch::threads("cumsum", lines).with(x[0]).with(out);
+                let launch = launch.with(i32::from(*reverse)).count(lines);
+                self.launch(launch.count(own[*axis]).count(inner));
+            }
+            Op::ExtremeGradient => {
                 let kept = self.shape(shape(1));
                 let axes: Vec<usize> = (0..own.len()).filter(|&i| kept[i] != own[i]).collect();
                 let (kept, reduced, results, count) = split(&own, &axes);
-                let launch = Launch::each("amax_gradient", results).with(x[0]).with(x[1]);
+                let launch = Launch::each("extreme_gradient", results)
+                    .with(x[0])
+                    .with(x[1]);
                 let launch = launch.with(x[2]).with(out).with(kept).with(reduced);
                 self.launch(launch.count(results).count(count));
             }
-            Op::Argmax { axis } => {
+            Op::Argmax { axis, smallest } => {
                 let from = self.shape(shape(0));
                 let inner: usize = from[axis + 1..].iter().product();
                 let launch = Launch::threads("argmax", n).with(x[0]).with(out);
+                let launch = launch.with(i32::from(*smallest));
                 self.launch(launch.count(n).count(from[*axis]).count(inner));
             }
             Op::Matmul {
@@ -435,11 +488,7 @@ impl<'a> Lowering<'a> {
                 return;
             }
         }
-        let kernel = match dtype.size_bytes() {
-            1 => "move_1",
-            4 => "move_4",
-            _ => "move_8",
-        };
+        let kernel = by_size(dtype, ["move_1", "move_4", "move_8"]);
         let launch = Launch::threads(kernel, n).with(x).with(out);
         self.launch(launch.with(Strided::new(own, moved)).count(n));
     }
@@ -542,7 +591,7 @@ fn split(shape: &[usize], axes: &[usize]) -> (Strided, Strided, usize, usize) {
     (kept, reduced, results, count)
 }
 
-fn pair(a: &[usize], b: &[usize], own: &[usize]) -> Pair {
+pub(super) fn pair(a: &[usize], b: &[usize], own: &[usize]) -> Pair {
     Pair::new(own, &broadcast(a, own), &broadcast(b, own))
 }
 
@@ -558,6 +607,15 @@ pub(super) fn add_broadcast(
     let launch = Launch::threads("binary_broadcast", n).with(binary(Binary::Add));
     let launch = launch.with(a).with(b).with(out);
     launch.with(pair(own, b_shape, own)).count(n)
+}
+
+/// The kernel for elements of a dtype's size.
+pub(super) fn by_size(dtype: DType, [one, four, eight]: [&'static str; 3]) -> &'static str {
+    match dtype.size_bytes() {
+        1 => one,
+        4 => four,
+        _ => eight,
+    }
 }
 
 /// The number of a function in elementwise.cu, and its constants.
@@ -581,6 +639,23 @@ fn unary(kind: Unary) -> (i32, f32, f32) {
         Unary::Silu => (15, 0.0, 0.0),
         Unary::Sigmoid => (16, 0.0, 0.0),
         Unary::Tanh => (17, 0.0, 0.0),
+        Unary::Elu { alpha } => (18, alpha as f32, 0.0),
+        Unary::Softplus => (19, 0.0, 0.0),
+        Unary::HardSigmoid => (20, 0.0, 0.0),
+        Unary::HardSwish => (21, 0.0, 0.0),
+        Unary::Sign => (22, 0.0, 0.0),
+        Unary::Floor => (23, 0.0, 0.0),
+        Unary::Ceil => (24, 0.0, 0.0),
+        Unary::Round => (25, 0.0, 0.0),
+        Unary::Tan => (26, 0.0, 0.0),
+        Unary::Asin => (27, 0.0, 0.0),
+        Unary::Acos => (28, 0.0, 0.0),
+        Unary::Atan => (29, 0.0, 0.0),
+        Unary::Sinh => (30, 0.0, 0.0),
+        Unary::Cosh => (31, 0.0, 0.0),
+        Unary::Asinh => (32, 0.0, 0.0),
+        Unary::Acosh => (33, 0.0, 0.0),
+        Unary::Atanh => (34, 0.0, 0.0),
     }
 }
 

@@ -10,7 +10,9 @@ mod blas;
 mod conv;
 mod dnn;
 mod driver;
+mod index;
 mod kernels;
+mod layer_norm;
 mod layout;
 mod lower;
 mod matmul;
@@ -21,6 +23,7 @@ mod probe;
 mod program;
 mod session;
 mod signal;
+mod window;
 
 use std::sync::Arc;
 

@@ -17,6 +17,11 @@ pub(super) struct Group {
 
 /// Bytes of a group's values of a step.
 pub(super) const STEP_BYTES: u64 = 16;
+/// Bytes of all groups' values of a step, and of its number.
+pub(super) fn step_bytes(groups: &[Group]) -> u64 {
+    groups.len() as u64 * STEP_BYTES + size_of::<u64>() as u64
+}
+
 /// The most parameters of one launch: the grid's limit along y.
 const GROUP_NODES: usize = 65_535;
 
@@ -29,7 +34,9 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
         let Op::Optimize(rule) = &node.op else {
             continue;
         };
-        let alone = matches!(plan.places[node.inputs[1].index()], Place::Variable(_));
+        // An average is seen by none.
+        let follows = matches!(rule, Optimizer::Average { .. });
+        let alone = !follows && matches!(plan.places[node.inputs[1].index()], Place::Variable(_));
         match groups.last_mut() {
             Some((group, false))
                 if !alone && group.rule == *rule && group.nodes.len() < GROUP_NODES =>
@@ -72,6 +79,9 @@ impl Lowering<'_> {
                     .with(momentum as f32)
                     .with(decay as f32)
                     .with(i32::from(nesterov)),
+                Optimizer::Average { .. } => {
+                    Launch::blocks("average", blocks).with(targets).with(step)
+                }
                 Optimizer::Adam {
                     beta1,
                     beta2,

@@ -4,8 +4,9 @@ use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::driver::BLOCK;
 use super::{blas, dnn};
+use crate::ops::movement;
 use crate::shape::MAX_RANK;
-use crate::walk::Walk;
+use crate::walk::{Walk, strides};
 
 /// Blocks of a kernel whose threads loop over elements: enough to fill any GPU, and the same on
 /// each, so that results do not depend on the GPU.
@@ -131,6 +132,46 @@ impl Pair {
         }
         layout
     }
+}
+
+/// `Window` of movement.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Window {
+    rank: u32,
+    sizes: [u32; MAX_RANK],
+    strides: [u32; MAX_RANK],
+    result: [u32; MAX_RANK],
+    starts: [i32; MAX_RANK],
+    steps: [i32; MAX_RANK],
+}
+
+impl Window {
+    /// Of a tensor of `x`'s sizes and a result.
+    pub(super) fn new(window: &movement::Window, x: &[usize], result: &[usize]) -> Self {
+        let mut layout = Self::zeroed();
+        layout.rank = x.len() as u32;
+        let own = strides(x);
+        for axis in 0..x.len() {
+            layout.sizes[axis] = x[axis] as u32;
+            layout.strides[axis] = own[axis] as u32;
+            layout.result[axis] = result[axis] as u32;
+            layout.starts[axis] = window.starts[axis] as i32;
+            layout.steps[axis] = window.steps[axis] as i32;
+        }
+        layout
+    }
+}
+
+/// `Check` of index.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Check {
+    /// The address of the error word.
+    pub(super) error: u64,
+    pub(super) node: u32,
+    /// What indices lie below.
+    pub(super) size: u32,
 }
 
 /// `Target` of optimizer.cu.

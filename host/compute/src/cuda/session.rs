@@ -15,7 +15,7 @@ use super::blas::Product;
 use super::driver::{DeviceMemory, Event, Function, Graph, PinnedMemory, Stream};
 use super::layout::{Layout, SLOTS};
 use super::lower;
-use super::optimizer::{Group, STEP_BYTES, groups};
+use super::optimizer::{Group, groups, step_bytes};
 use super::program::{Command, ErrorWord, Launch, Target};
 use super::{Gpu, Options, dnn, signal};
 use crate::backend::{ParameterInfo, Session};
@@ -285,11 +285,17 @@ impl CudaSession {
             self.slots.iter_mut().for_each(|slot| slot.running = None);
             self.compute
                 .clear(self.plans[plan].addresses.results, word_bytes())?;
-            let message = format!(
-                "label {} does not name one of {} classes",
-                word.label, word.classes
+            let value = Value(word.node - 1);
+            let labels = matches!(
+                self.plans[plan].plan.graph.node(value).op,
+                Op::CrossEntropy { .. } | Op::CrossEntropyGradient { .. }
             );
-            return Err(Error::new("data.label", message).at(Value(word.node - 1)));
+            let error = if labels {
+                Error::label(word.label, word.classes as usize)
+            } else {
+                Error::index(word.label, word.classes as usize)
+            };
+            return Err(error.at(value));
         }
         let scalars = scalars
             .as_chunks::<4>()
@@ -368,9 +374,9 @@ impl CudaSession {
             let bytes: &[u8] = bytemuck::cast_slice(&values);
             buffer[at..at + bytes.len()].copy_from_slice(bytes);
             at += bytes.len();
-            used = at;
         }
-        used
+        buffer[at..at + 8].copy_from_slice(&step.to_le_bytes());
+        used.max(at + 8)
     }
 }
 
@@ -412,11 +418,9 @@ impl Session for CudaSession {
         let used = self.stage(slot, plan, &tensors);
         let staging = self.memory.address() + self.layout.staging[slot];
         let (opened, own) = (&self.plans[plan], &mut self.slots[slot]);
-        if used > 0 {
-            self.copies.upload(staging, &own.inputs, used)?;
-            own.uploaded.record(&self.copies)?;
-            self.compute.wait(&own.uploaded)?;
-        }
+        self.copies.upload(staging, &own.inputs, used)?;
+        own.uploaded.record(&self.copies)?;
+        self.compute.wait(&own.uploaded)?;
         for ((port, tensor), offset) in opened.plan.inputs.iter().zip(&tensors).zip(&opened.staged)
         {
             if let Place::Arena(place) = opened.plan.places[port.value.index()] {
@@ -425,11 +429,11 @@ impl Session for CudaSession {
                     .copy(opened.addresses.arena + place, staging + offset, bytes)?;
             }
         }
-        if !opened.groups.is_empty() {
-            let bytes = opened.groups.len() as u64 * STEP_BYTES;
-            let from = staging + opened.staged[tensors.len()];
-            self.compute.copy(opened.addresses.steps, from, bytes)?;
-        }
+        let (from, bytes) = (
+            staging + opened.staged[tensors.len()],
+            step_bytes(&opened.groups),
+        );
+        self.compute.copy(opened.addresses.steps, from, bytes)?;
         match &ready.graph {
             Some(graph) => self.compute.replay(graph)?,
             None => ready.give(&self.compute)?,

@@ -125,6 +125,20 @@ pub(crate) fn gradient(
     Ok(gradients)
 }
 
+/// x·w with w's axes swapped: dx is the convolution of dy with w, dw that of dy's patches with x.
+pub(crate) fn transpose_gradient(
+    b: &mut Builder,
+    conv: &Conv2d,
+    inputs: &[Value],
+    dy: Value,
+) -> Result<Vec<Option<Value>>, Error> {
+    let (x, weight) = (inputs[0], inputs[1]);
+    let typed = |b: &Builder, v: Value| (DType::F32, b.node(v).shape.clone());
+    let dx = b.push(Op::Conv2d(*conv), &[dy, weight], typed(b, x))?;
+    let dw = b.push(Op::Conv2dWeightGradient(*conv), &[dy, x], typed(b, weight))?;
+    Ok(vec![Some(dx), Some(dw)])
+}
+
 /// Images of a batch are processed in this many groups at most, side by side. A constant, so that
 /// results do not depend on the number of threads.
 pub(crate) const LANES: usize = 8;
@@ -211,4 +225,138 @@ pub(crate) fn workspace(c: &Conv2d, x: &[usize], weight: &[usize], sums: bool) -
         0
     };
     patches.checked_add(sum)?.checked_mul(g.lanes())
+}
+
+impl Builder {
+    /// Cross-correlation of `[batch, in, height, width]` with `[out, in/groups, height, width]`.
+    pub fn conv2d(
+        &mut self,
+        x: Value,
+        weight: Value,
+        bias: Option<Value>,
+        attributes: Conv2d,
+    ) -> Result<Value, Error> {
+        let bias_node = bias.map(|b| self.operand(b)).transpose()?;
+        let typed = conv2d(
+            &attributes,
+            self.operand(x)?,
+            self.operand(weight)?,
+            bias_node,
+        );
+        let typed = self.at_next(typed)?;
+        let inputs: Vec<Value> = [x, weight].into_iter().chain(bias).collect();
+        self.push(Op::Conv2d(attributes), &inputs, typed)
+    }
+
+    /// Cross-correlation of `[batch, in, length]` with `[out, in/groups, length]`.
+    pub fn conv1d(
+        &mut self,
+        x: Value,
+        weight: Value,
+        bias: Option<Value>,
+        (stride, padding, dilation, groups): (u32, u32, u32, u32),
+    ) -> Result<Value, Error> {
+        let line = |b: &mut Self, v: Value| -> Result<Value, Error> {
+            let shape = b.operand(v)?.shape.clone();
+            let [first, second, length] = shape.0[..] else {
+                let why = format!("conv1d takes three axes, not {shape}");
+                return b.at_next(Err(Error::shape(why)));
+            };
+            b.reshape_to(v, &Shape(vec![first, second, Dim::Fixed(1), length]))
+        };
+        let (x, weight) = (line(self, x)?, line(self, weight)?);
+        let attributes = Conv2d {
+            stride: (1, stride),
+            padding: (0, padding),
+            dilation: (1, dilation),
+            groups,
+        };
+        let y = self.conv2d(x, weight, bias, attributes)?;
+        let mut shape = self.node(y).shape.clone();
+        shape.0.remove(2);
+        self.reshape_to(y, &shape)
+    }
+
+    /// The gradient of a convolution as an operator: x `[batch, in, height, width]`, weight
+    /// `[in, out/groups, height, width]`; the result grows by the stride, and by `extra` rows and
+    /// columns (fewer than the stride) at the end.
+    pub fn conv_transpose2d(
+        &mut self,
+        x: Value,
+        weight: Value,
+        bias: Option<Value>,
+        attributes: Conv2d,
+        extra: (u32, u32),
+    ) -> Result<Value, Error> {
+        let name = "conv-transpose2d";
+        let c = &attributes;
+        let (n, channels, height, width) = self.at_next(image(name, self.operand(x)?))?;
+        let (from, per_group, kernel_height, kernel_width) =
+            self.at_next(image(name, self.operand(weight)?))?;
+        let refuse = |b: &Self| {
+            let (x, weight) = (&b.node(x).shape, &b.node(weight).shape);
+            b.at_next(Err(Error::shape(format!(
+                "{name}: x {x} and weight {weight} do not fit with {attributes:?} and {extra:?} more"
+            ))))
+        };
+        let size =
+            |size: u64, kernel: u64, stride: u32, padding: u32, dilation: u32, extra: u32| {
+                let reach = u64::from(dilation).checked_mul(kernel.checked_sub(1)?)?;
+                let grown = u64::from(stride).checked_mul(size.checked_sub(1)?)?;
+                let all = grown
+                    .checked_add(reach)?
+                    .checked_add(1 + u64::from(extra))?;
+                (extra < stride.max(dilation)).then_some(())?;
+                all.checked_sub(2 * u64::from(padding)).filter(|&n| n > 0)
+            };
+        let rows = size(
+            height,
+            kernel_height,
+            c.stride.0,
+            c.padding.0,
+            c.dilation.0,
+            extra.0,
+        );
+        let columns = size(
+            width,
+            kernel_width,
+            c.stride.1,
+            c.padding.1,
+            c.dilation.1,
+            extra.1,
+        );
+        let out = per_group.checked_mul(u64::from(c.groups));
+        let (Some(rows), Some(columns), Some(out)) = (rows, columns, out) else {
+            return refuse(self);
+        };
+        let shape = Shape(vec![
+            n,
+            Dim::Fixed(out),
+            Dim::Fixed(rows),
+            Dim::Fixed(columns),
+        ]);
+        // The convolution of such a result is of x's shape.
+        let result = Node {
+            op: Op::Reshape,
+            inputs: Vec::new(),
+            dtype: DType::F32,
+            shape: shape.clone(),
+        };
+        let back = conv2d(c, &result, self.node(weight), None);
+        if from != Dim::Fixed(channels)
+            || back.ok().map(|(_, shape)| shape).as_ref() != Some(&self.node(x).shape)
+        {
+            return refuse(self);
+        }
+        let op = Op::Conv2dInputGradient(attributes);
+        let y = self.push(op, &[x, weight], (DType::F32, shape))?;
+        let Some(bias) = bias else {
+            return Ok(y);
+        };
+        if self.operand(bias)?.shape != Shape::fixed(&[out]) {
+            return refuse(self);
+        }
+        let column = self.reshape_to(bias, &Shape::fixed(&[out, 1, 1]))?;
+        self.add(y, column)
+    }
 }

@@ -4,7 +4,8 @@ use super::{Op, Typed, float};
 use crate::builder::Builder;
 use crate::error::Error;
 use crate::graph::{Node, Value};
-use crate::shape::Shape;
+use crate::ops::movement::Target;
+use crate::shape::{Dim, Shape};
 
 /// Shape of a·b over the last two axes, either operand transposed in them.
 pub(crate) fn matmul(a: &Node, b: &Node, (ta, tb): (bool, bool)) -> Result<Typed, Error> {
@@ -80,5 +81,46 @@ impl Builder {
             &inputs,
             typed,
         )
+    }
+}
+
+impl Builder {
+    /// Matrix product over the last two axes.
+    pub fn matmul(&mut self, a: Value, b: Value) -> Result<Value, Error> {
+        self.at_next(matmul(self.operand(a)?, self.operand(b)?, (false, false)))?;
+        self.product(a, b, (false, false), None)
+    }
+
+    /// x · weightᵀ + bias.
+    pub fn linear(&mut self, x: Value, weight: Value, bias: Option<Value>) -> Result<Value, Error> {
+        let (xn, wn) = (self.operand(x)?, self.operand(weight)?);
+        let refuse = || {
+            Error::shape(format!(
+                "linear: x {} and weight {} do not fit",
+                xn.shape, wn.shape
+            ))
+        };
+        let [Dim::Fixed(outputs), Dim::Fixed(inputs)] = wn.shape.0[..] else {
+            return self.at_next(Err(refuse()));
+        };
+        let Some((&Dim::Fixed(last), lead)) = xn.shape.0.split_last() else {
+            return self.at_next(Err(refuse()));
+        };
+        if last != inputs {
+            return self.at_next(Err(refuse()));
+        }
+        let mut result = lead.to_vec();
+        result.push(Dim::Fixed(outputs));
+        if let Some(bias) = bias {
+            let node = self.operand(bias)?;
+            self.at_next(crate::ops::float("linear", node))?;
+            if node.shape != Shape::fixed(&[outputs]) {
+                let why = format!("linear: bias {} is not [{outputs}]", node.shape);
+                return self.at_next(Err(Error::shape(why)));
+            }
+        }
+        let flat = self.reshape(x, &[Target::Rest, Target::Size(Dim::Fixed(inputs))])?;
+        let y = self.product(flat, weight, (false, true), bias)?;
+        self.reshape_to(y, &Shape(result))
     }
 }

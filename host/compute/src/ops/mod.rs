@@ -3,15 +3,19 @@
 //! A family is a file here and, with its kernels, a file of the same name in `cpu/`. Gradients are
 //! operators too, so that differentiating a graph gives a graph.
 
+pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
+pub(crate) mod index;
 pub(crate) mod loss;
 pub(crate) mod matmul;
 pub(crate) mod movement;
 pub(crate) mod norm;
 pub(crate) mod optimizer;
 pub(crate) mod pool;
+pub(crate) mod random;
 pub(crate) mod reduce;
+pub(crate) mod resample;
 pub(crate) mod signal;
 pub(crate) mod softmax;
 
@@ -24,52 +28,112 @@ use crate::shape::Shape;
 /// The operators that a builder offers, by the contract's names.
 pub const NAMES: &[&str] = &[
     "abs",
+    "acos",
+    "acosh",
     "adam",
     "adamw",
+    "adaptive-avg-pool2d",
     "add",
     "affine",
     "amax",
+    "amin",
     "argmax",
+    "argmin",
+    "asin",
+    "asinh",
+    "atan",
+    "atanh",
+    "attention",
+    "average",
     "avg-pool2d",
     "batch-norm-eval",
     "batch-norm-train",
+    "bce-with-logits",
     "cast",
+    "ceil",
     "clamp",
+    "clip-gradients",
+    "concat",
+    "conv-transpose2d",
+    "conv1d",
     "conv2d",
     "cos",
+    "cosh",
     "cross-entropy",
+    "cumsum",
     "div",
+    "drop-path",
+    "dropout",
+    "elu",
+    "embedding",
     "equal",
     "erf",
     "exp",
     "expand",
+    "flip",
+    "floor",
+    "gather",
     "gelu",
+    "greater",
+    "greater-or-equal",
+    "group-norm",
+    "hard-sigmoid",
+    "hard-swish",
+    "kl-divergence",
+    "l2-normalize",
+    "layer-norm",
     "leaky-relu",
+    "less",
+    "less-or-equal",
     "linear",
     "log",
     "log-softmax",
+    "logical-and",
+    "logical-not",
+    "logical-or",
     "matmul",
     "max-pool2d",
     "maximum",
     "mean",
     "minimum",
+    "mse-loss",
     "mul",
     "neg",
+    "not-equal",
+    "one-hot",
+    "pad",
     "permute",
     "pow",
+    "random-normal",
+    "random-uniform",
     "relu",
     "reshape",
+    "resize2d",
+    "rms-norm",
+    "roll",
+    "round",
     "rsqrt",
+    "scatter-add",
+    "select",
     "sgd",
     "sigmoid",
+    "sign",
     "silu",
     "sin",
+    "sinh",
+    "slice",
     "softmax",
+    "softplus",
+    "split",
     "sqrt",
     "stft-power",
     "sub",
     "sum",
+    "take",
+    "tan",
     "tanh",
+    "top-k",
+    "variance",
 ];
 
 /// What a node computes.
@@ -83,22 +147,64 @@ pub(crate) enum Op {
     ExtremumGradient {
         maximum: bool,
     },
-    Equal,
+    Compare(elementwise::Comparison),
+    Logic(elementwise::Logic),
+    /// (condition, a, b).
+    Select,
     Cast,
     /// x divided by a product of sizes, which may hold the batch.
     DivideBy(crate::shape::Dim),
     Reshape,
     Permute(Vec<usize>),
     Expand,
+    /// Elements of a window; an index past the end of an axis starts over.
+    Slice(movement::Window),
+    /// x at the window of a tensor of `fill`.
+    Place {
+        window: movement::Window,
+        fill: f64,
+    },
+    Concat {
+        axis: usize,
+    },
+    /// (x, indices).
+    Gather {
+        axis: usize,
+    },
+    /// (updates, indices) to zeros with each update added at its index.
+    ScatterAdd {
+        axis: usize,
+    },
+    /// (x, indices).
+    Take {
+        axis: usize,
+    },
+    /// (dy, indices) to the gradient of x.
+    TakeGradient {
+        axis: usize,
+    },
+    /// (x, first `[results]`, weights `[results, taps]`), the last two constants.
+    Resample {
+        axis: usize,
+    },
     Reduce {
         kind: reduce::Reduction,
         axes: Vec<usize>,
         keep: bool,
     },
     /// (x, y, dy) with y and dy kept to x's rank: dy shared among the elements equal to y.
-    AmaxGradient,
+    ExtremeGradient,
     Argmax {
         axis: usize,
+        smallest: bool,
+    },
+    TopK {
+        axis: usize,
+        smallest: bool,
+    },
+    Cumsum {
+        axis: usize,
+        reverse: bool,
     },
     /// Row `index` of `[rows, n]`.
     Row {
@@ -136,6 +242,17 @@ pub(crate) enum Op {
     /// (running mean, running variance, statistics, x): moves the running values. No result.
     UpdateRunning {
         momentum: f64,
+    },
+    /// (x), (x, scale) or (x, scale, bias): rows of the last axis.
+    LayerNorm(norm::LayerNorm),
+    /// (x, dy) or (x, dy, scale).
+    LayerNormGradient(norm::LayerNorm),
+    /// (x, dy) to `[2, size]`: the gradients of scale and bias.
+    LayerNormParameterGradient(norm::LayerNorm),
+    Dropout(random::Dropout),
+    /// No operand: numbers in 0 to 1.
+    Random {
+        seed: u64,
     },
     Softmax {
         axis: usize,
@@ -211,8 +328,23 @@ pub(crate) fn axes(name: &str, shape: &Shape, axes: &[u32]) -> Result<Vec<usize>
 pub(crate) fn gradient(b: &mut Builder, y: Value, dy: Value) -> Result<Vec<Option<Value>>, Error> {
     let node = b.node(y).clone();
     let x = &node.inputs;
+    if node.dtype != DType::F32 {
+        return Ok(vec![None; x.len()]);
+    }
     match &node.op {
-        Op::Leaf(_) | Op::Equal | Op::Argmax { .. } => Ok(vec![None; x.len()]),
+        Op::Leaf(_) | Op::Random { .. } => Ok(vec![None; x.len()]),
+        Op::Select => elementwise::select_gradient(b, x, dy),
+        Op::Slice(window) => movement::slice_gradient(b, window, x[0], dy),
+        Op::Place { window, .. } => movement::place_gradient(b, window, x[0], dy),
+        Op::Concat { axis } => movement::concat_gradient(b, *axis, x, dy),
+        Op::Gather { axis } => index::gather_gradient(b, *axis, x, dy),
+        Op::ScatterAdd { axis } => index::scatter_gradient(b, *axis, x, dy),
+        Op::Take { axis } => index::take_gradient(b, *axis, x, dy),
+        Op::Resample { axis } => resample::gradient(b, *axis, x, dy),
+        Op::Cumsum { axis, reverse } => reduce::cumulative_gradient(b, (*axis, *reverse), dy),
+        Op::LayerNorm(attributes) => norm::layer_gradient(b, *attributes, x, dy),
+        Op::Dropout(dropout) => random::gradient(b, *dropout, dy),
+        Op::Conv2dInputGradient(conv) => conv::transpose_gradient(b, conv, x, dy),
         Op::Unary(kind) => elementwise::unary_gradient(b, *kind, x[0], dy),
         Op::Binary(kind) => elementwise::binary_gradient(b, *kind, x[0], x[1], dy),
         Op::Cast => Ok(vec![(b.node(x[0]).dtype == DType::F32).then_some(dy)]),

@@ -21,6 +21,8 @@ pub(crate) enum Optimizer {
         decay: f64,
         decoupled: bool,
     },
+    /// Of a buffer p and a parameter g: p ← decay·p + (1 − decay)·g, from g at the first step.
+    Average { decay: f64 },
 }
 
 impl Optimizer {
@@ -30,14 +32,17 @@ impl Optimizer {
             Self::Sgd { momentum, .. } if *momentum == 0.0 => &[],
             Self::Sgd { .. } => &["momentum"],
             Self::Adam { .. } => &["first-moment", "second-moment"],
+            Self::Average { .. } => &[],
         }
     }
 
-    /// What changes from step to step, `step` counting from 1. SGD: the rate. Adam: rate/(1 − β₁ᵗ),
+    /// What changes from step to step, `step` counting from 1. SGD: the rate. Average: the decay. Adam: rate/(1 − β₁ᵗ),
     /// √(1 − β₂ᵗ), and the factor by which decoupled decay shrinks the parameter.
     pub(crate) fn step_values(&self, rate: f64, step: u64) -> [f32; 4] {
         match *self {
             Self::Sgd { .. } => [rate as f32, 0.0, 0.0, 0.0],
+            Self::Average { .. } if step == 1 => [0.0; 4],
+            Self::Average { decay } => [decay as f32, 0.0, 0.0, 0.0],
             Self::Adam {
                 beta1,
                 beta2,
@@ -83,6 +88,7 @@ impl Optimizer {
                     && decay >= 0.0
                     && decay.is_finite()
             }
+            Self::Average { decay } => (0.0..1.0).contains(&decay),
         };
         if valid {
             return Ok(());

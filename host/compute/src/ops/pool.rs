@@ -1,10 +1,11 @@
 //! Pooling over windows.
 
-use super::Typed;
 use super::conv::{image, windows};
+use super::{Op, Typed};
+use crate::builder::Builder;
 use crate::dtype::DType;
 use crate::error::Error;
-use crate::graph::Node;
+use crate::graph::{Node, Value};
 use crate::shape::{Dim, Shape};
 
 /// Attributes; pairs are (vertical, horizontal).
@@ -54,4 +55,49 @@ pub(crate) fn pool2d(pool: &Pool2d, x: &Node) -> Result<Typed, Error> {
         Dim::Fixed(columns),
     ];
     Ok((DType::F32, Shape(shape)))
+}
+
+impl Builder {
+    /// Largest element of each window.
+    pub fn max_pool2d(
+        &mut self,
+        x: Value,
+        window: (u32, u32),
+        stride: (u32, u32),
+        padding: (u32, u32),
+    ) -> Result<Value, Error> {
+        self.pool2d(
+            x,
+            Pool2d {
+                maximum: true,
+                window,
+                stride,
+                padding,
+            },
+        )
+    }
+
+    /// Mean of each window, padding counted as zeros.
+    pub fn avg_pool2d(
+        &mut self,
+        x: Value,
+        window: (u32, u32),
+        stride: (u32, u32),
+        padding: (u32, u32),
+    ) -> Result<Value, Error> {
+        self.pool2d(
+            x,
+            Pool2d {
+                maximum: false,
+                window,
+                stride,
+                padding,
+            },
+        )
+    }
+
+    fn pool2d(&mut self, x: Value, pool: Pool2d) -> Result<Value, Error> {
+        let typed = self.at_next(pool2d(&pool, self.operand(x)?))?;
+        self.push(Op::Pool2d(pool), &[x], typed)
+    }
 }

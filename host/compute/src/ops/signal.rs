@@ -1,9 +1,10 @@
 //! Short-time Fourier transform.
 
-use super::{Typed, float};
+use super::{Op, Typed, float};
+use crate::builder::Builder;
 use crate::dtype::DType;
 use crate::error::Error;
-use crate::graph::Node;
+use crate::graph::{Node, Value};
 use crate::shape::{Dim, Shape};
 
 /// The weights of a frame's samples.
@@ -60,5 +61,20 @@ pub(crate) fn stft_power(stft: &Stft, x: &Node) -> Result<Typed, Error> {
             "stft-power takes [batch, samples] with at least {size} samples, not {}",
             x.shape
         ))),
+    }
+}
+
+impl Builder {
+    /// Power spectrum `[batch, size/2 + 1, frames]` of `[batch, samples]`.
+    pub fn stft_power(
+        &mut self,
+        x: Value,
+        size: u32,
+        hop: u32,
+        window: Window,
+    ) -> Result<Value, Error> {
+        let stft = Stft { size, hop, window };
+        let typed = self.at_next(stft_power(&stft, self.operand(x)?))?;
+        self.push(Op::StftPower(stft), &[x], typed)
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn gradients(b: &mut Builder, loss: Value, of: &[Value]) -> Result<Ve
     let needed = depends_on(b, loss, of);
     let mut gradients: BTreeMap<Value, Value> = BTreeMap::new();
     if needed[loss.index()] {
-        gradients.insert(loss, b.constant(DType::F32, &[], &1f32.to_le_bytes())?);
+        gradients.insert(loss, b.scalar(1.0)?);
     }
     for i in (0..=loss.0).rev() {
         let y = Value(i);
@@ -52,7 +52,7 @@ pub(crate) fn gradients(b: &mut Builder, loss: Value, of: &[Value]) -> Result<Ve
         .map(|x| match gradients.get(x) {
             Some(&dx) => Ok(dx),
             None => {
-                let zero = b.constant(DType::F32, &[], &0f32.to_le_bytes())?;
+                let zero = b.scalar(0.0)?;
                 let shape = b.node(*x).shape.clone();
                 b.expand_to(zero, &shape)
             }

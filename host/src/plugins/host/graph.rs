@@ -1,6 +1,6 @@
 //! `graph`: the builder's methods, each checked by `compute`.
 
-use compute::builder::{Conv2d, Target, Window};
+use compute::builder::{Conv2d, Interpolation, Target, Window};
 use compute::{DType, Dim, Value};
 use wasmtime::component::Resource;
 
@@ -29,10 +29,12 @@ impl State {
     ) -> Result<T> {
         self.charge(builder, bytes)?;
         let graph = &mut self.table.get_mut(builder)?.graph;
-        let before = graph.nodes();
+        let (nodes, constants) = (graph.nodes(), graph.constant_bytes());
         let built = build(graph)?;
-        let gained = graph.nodes() - before;
-        self.charge(builder, gained.saturating_mul(NODE_BYTES))?;
+        let gained = (graph.nodes() - nodes).saturating_mul(NODE_BYTES);
+        let gained = gained.saturating_add(graph.constant_bytes() - constants);
+        // The data given is paid for already.
+        self.charge(builder, gained.saturating_sub(bytes))?;
         Ok(built)
     }
 
@@ -83,6 +85,10 @@ fn fixed(what: &str, shape: &[u32]) -> Result<Vec<u64>> {
         return Err(HostError::new("graph.shape", message));
     }
     Ok(shape.iter().map(|&size| u64::from(size)).collect())
+}
+
+fn wide(list: &[u32]) -> Vec<u64> {
+    list.iter().copied().map(u64::from).collect()
 }
 
 fn values(of: &[u32]) -> Vec<Value> {
@@ -181,6 +187,45 @@ impl graph::HostBuilder for State {
         silu(x);
         sigmoid(x);
         tanh(x);
+        tan(x);
+        asin(x);
+        acos(x);
+        atan(x);
+        sinh(x);
+        cosh(x);
+        asinh(x);
+        acosh(x);
+        atanh(x);
+        sign(x);
+        floor(x);
+        ceil(x);
+        round(x);
+        softplus(x);
+        elu(x; alpha: f64);
+        hard_sigmoid(x);
+        hard_swish(x);
+        not_equal(a, b);
+        less(a, b);
+        less_or_equal(a, b);
+        greater(a, b);
+        greater_or_equal(a, b);
+        logical_and(a, b);
+        logical_or(a, b);
+        logical_not(x);
+        select(condition, a, b);
+        gather(x, indices; axis: u32);
+        scatter_add(x, indices, updates; axis: u32);
+        take(x, indices; axis: u32);
+        embedding(table, indices);
+        argmin(x; axis: u32);
+        cumsum(x; axis: u32, reverse: bool);
+        layer_norm(x, scale, bias; epsilon: f64);
+        rms_norm(x, scale; epsilon: f64);
+        dropout(x; probability: f64, seed: u64);
+        drop_path(x; probability: f64, seed: u64);
+        mse_loss(x, target);
+        bce_with_logits(x, target);
+        kl_divergence(x, target);
         argmax(x; axis: u32);
         matmul(a, b);
         max_pool2d(x; window: (u32, u32), stride: (u32, u32), padding: (u32, u32));
@@ -242,6 +287,233 @@ impl graph::HostBuilder for State {
         keep: bool,
     ) -> Result<u32> {
         self.operator(&builder, |graph| graph.amax(Value(x), &axes, keep))
+    }
+
+    fn amin(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        axes: Vec<u32>,
+        keep: bool,
+    ) -> Result<u32> {
+        self.operator(&builder, |graph| graph.amin(Value(x), &axes, keep))
+    }
+
+    fn variance(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        axes: Vec<u32>,
+        keep: bool,
+        unbiased: bool,
+    ) -> Result<u32> {
+        self.operator(&builder, |graph| {
+            graph.variance(Value(x), &axes, keep, unbiased)
+        })
+    }
+
+    fn top_k(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        count: u32,
+        axis: u32,
+        smallest: bool,
+    ) -> Result<u32> {
+        self.operator(&builder, |graph| {
+            graph.top_k(Value(x), u64::from(count), axis, smallest)
+        })
+    }
+
+    fn slice(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        starts: Vec<u32>,
+        ends: Vec<u32>,
+        steps: Vec<u32>,
+    ) -> Result<u32> {
+        let [starts, ends, steps] = [starts, ends, steps].map(|list| wide(&list));
+        self.operator(&builder, |graph| {
+            graph.slice(Value(x), &starts, &ends, &steps)
+        })
+    }
+
+    fn split(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        sizes: Vec<u32>,
+        axis: u32,
+    ) -> Result<Vec<u32>> {
+        let sizes = wide(&sizes);
+        let parts = self.build(&builder, 0, |graph| graph.split(Value(x), &sizes, axis))?;
+        Ok(parts.into_iter().map(|value| value.0).collect())
+    }
+
+    fn concat(&mut self, builder: Resource<Builder>, of: Vec<u32>, axis: u32) -> Result<u32> {
+        let of = values(&of);
+        self.operator(&builder, |graph| graph.concat(&of, axis))
+    }
+
+    fn pad(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        before: Vec<u32>,
+        after: Vec<u32>,
+        value: f64,
+    ) -> Result<u32> {
+        let (before, after) = (wide(&before), wide(&after));
+        self.operator(&builder, |graph| {
+            graph.pad(Value(x), &before, &after, value)
+        })
+    }
+
+    fn flip(&mut self, builder: Resource<Builder>, x: u32, axes: Vec<u32>) -> Result<u32> {
+        self.operator(&builder, |graph| graph.flip(Value(x), &axes))
+    }
+
+    fn roll(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        shifts: Vec<i32>,
+        axes: Vec<u32>,
+    ) -> Result<u32> {
+        self.operator(&builder, |graph| graph.roll(Value(x), &shifts, &axes))
+    }
+
+    fn one_hot(&mut self, builder: Resource<Builder>, indices: u32, classes: u32) -> Result<u32> {
+        self.operator(&builder, |graph| {
+            graph.one_hot(Value(indices), u64::from(classes))
+        })
+    }
+
+    fn conv1d(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        weight: u32,
+        bias: Option<u32>,
+        stride: u32,
+        padding: u32,
+        dilation: u32,
+        groups: u32,
+    ) -> Result<u32> {
+        let attributes = (stride, padding, dilation, groups);
+        self.operator(&builder, |graph| {
+            graph.conv1d(Value(x), Value(weight), bias.map(Value), attributes)
+        })
+    }
+
+    fn conv_transpose2d(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        weight: u32,
+        bias: Option<u32>,
+        stride: (u32, u32),
+        padding: (u32, u32),
+        dilation: (u32, u32),
+        groups: u32,
+        extra: (u32, u32),
+    ) -> Result<u32> {
+        let attributes = Conv2d {
+            stride,
+            padding,
+            dilation,
+            groups,
+        };
+        self.operator(&builder, |graph| {
+            let (x, weight, bias) = (Value(x), Value(weight), bias.map(Value));
+            graph.conv_transpose2d(x, weight, bias, attributes, extra)
+        })
+    }
+
+    fn adaptive_avg_pool2d(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        size: (u32, u32),
+    ) -> Result<u32> {
+        let size = (u64::from(size.0), u64::from(size.1));
+        self.operator(&builder, |graph| graph.adaptive_avg_pool2d(Value(x), size))
+    }
+
+    fn resize2d(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        size: (u32, u32),
+        interpolation: String,
+    ) -> Result<u32> {
+        let size = (u64::from(size.0), u64::from(size.1));
+        let interpolation: Interpolation = interpolation.parse()?;
+        self.operator(&builder, |graph| {
+            graph.resize2d(Value(x), size, interpolation)
+        })
+    }
+
+    fn group_norm(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        groups: u32,
+        scale: u32,
+        bias: u32,
+        epsilon: f64,
+    ) -> Result<u32> {
+        let groups = u64::from(groups);
+        self.operator(&builder, |graph| {
+            graph.group_norm(Value(x), groups, Value(scale), Value(bias), epsilon)
+        })
+    }
+
+    fn l2_normalize(
+        &mut self,
+        builder: Resource<Builder>,
+        x: u32,
+        axes: Vec<u32>,
+        epsilon: f64,
+    ) -> Result<u32> {
+        self.operator(&builder, |graph| {
+            graph.l2_normalize(Value(x), &axes, epsilon)
+        })
+    }
+
+    fn attention(
+        &mut self,
+        builder: Resource<Builder>,
+        q: u32,
+        k: u32,
+        v: u32,
+        bias: Option<u32>,
+        causal: bool,
+        scale: Option<f64>,
+    ) -> Result<u32> {
+        let operands = (Value(q), Value(k), Value(v));
+        self.operator(&builder, |graph| {
+            graph.attention(operands, bias.map(Value), causal, scale)
+        })
+    }
+
+    fn random_uniform(
+        &mut self,
+        builder: Resource<Builder>,
+        shape: Vec<u32>,
+        seed: u64,
+    ) -> Result<u32> {
+        self.operator(&builder, |graph| graph.random_uniform(&dims(&shape), seed))
+    }
+
+    fn random_normal(
+        &mut self,
+        builder: Resource<Builder>,
+        shape: Vec<u32>,
+        seed: u64,
+    ) -> Result<u32> {
+        self.operator(&builder, |graph| graph.random_normal(&dims(&shape), seed))
     }
 
     fn linear(
@@ -360,6 +632,28 @@ impl graph::HostBuilder for State {
                 weight_decay,
             )
         })
+    }
+
+    fn clip_gradients(
+        &mut self,
+        builder: Resource<Builder>,
+        gradients: Vec<u32>,
+        most: f64,
+    ) -> Result<Vec<u32>> {
+        let gradients = values(&gradients);
+        let clipped = self.build(&builder, 0, |graph| graph.clip_gradients(&gradients, most))?;
+        Ok(clipped.into_iter().map(|value| value.0).collect())
+    }
+
+    fn average(
+        &mut self,
+        builder: Resource<Builder>,
+        parameters: Vec<u32>,
+        decay: f64,
+    ) -> Result<Vec<u32>> {
+        let parameters = values(&parameters);
+        let averages = self.build(&builder, 0, |graph| graph.average(&parameters, decay))?;
+        Ok(averages.into_iter().map(|value| value.0).collect())
     }
 
     fn output(&mut self, builder: Resource<Builder>, name: String, x: u32) -> Result<()> {

@@ -97,6 +97,12 @@ struct Max {
     static __device__ float join(float a, float b) { return a > b || a != a ? a : b; }
 };
 
+struct Min {
+    typedef float Value;
+    static __device__ float start() { return INFINITY; }
+    static __device__ float join(float a, float b) { return a < b || a != a ? a : b; }
+};
+
 // Joins the values of a warp's threads in a fixed order; every thread gets the result.
 template <class Join>
 __device__ inline typename Join::Value warp_join(typename Join::Value value) {

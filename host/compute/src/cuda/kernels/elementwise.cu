@@ -4,9 +4,12 @@
 // In the order of the host's `Unary`.
 enum Unary {
     AFFINE, ABS, EXP, LOG, SQRT, RSQRT, SIN, COS, ERF, POW, CLAMP, RELU, LEAKY_RELU, GELU,
-    GELU_TANH, SILU, SIGMOID, TANH
+    GELU_TANH, SILU, SIGMOID, TANH, ELU, SOFTPLUS, HARD_SIGMOID, HARD_SWISH, SIGN, FLOOR, CEIL,
+    ROUND, TAN, ASIN, ACOS, ATAN, SINH, COSH, ASINH, ACOSH, ATANH
 };
 enum Binary { ADD, SUB, MUL, DIV, MAXIMUM, MINIMUM };
+enum Comparison { EQUAL, NOT_EQUAL, LESS, LESS_OR_EQUAL, GREATER, GREATER_OR_EQUAL };
+enum Logic { AND, OR };
 enum Type { F32, I64, BOOL };
 
 #define FRAC_1_SQRT_2 0.70710678118654752f
@@ -14,6 +17,14 @@ enum Type { F32, I64, BOOL };
 #define TANH_SCALE (FRAC_2_SQRT_PI * FRAC_1_SQRT_2)
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+__device__ inline float hard_sigmoid(float x) {
+    float y = x / 6.0f + 0.5f;
+    return y < 0.0f ? 0.0f : y > 1.0f ? 1.0f : y;
+}
+
+// NaN stays.
+__device__ inline float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x * 0.0f; }
 
 // f(x); `a` and `b` are the function's constants.
 __device__ inline float apply(int kind, float a, float b, float x) {
@@ -36,7 +47,25 @@ __device__ inline float apply(int kind, float a, float b, float x) {
             return 0.5f * x * (1.0f + tanhf(TANH_SCALE * (x + 0.044715f * x * x * x)));
         case SILU: return x * sigmoid(x);
         case SIGMOID: return sigmoid(x);
-        default: return tanhf(x);
+        case TANH: return tanhf(x);
+        case ELU: return x < 0.0f ? a * expm1f(x) : x;
+        // max(x, 0) + log(1 + e^-|x|), which does not overflow.
+        case SOFTPLUS: return (x < 0.0f ? 0.0f : x) + log1pf(expf(-fabsf(x)));
+        case HARD_SIGMOID: return hard_sigmoid(x);
+        case HARD_SWISH: return x * hard_sigmoid(x);
+        case SIGN: return sign(x);
+        case FLOOR: return floorf(x);
+        case CEIL: return ceilf(x);
+        case ROUND: return rintf(x);
+        case TAN: return tanf(x);
+        case ASIN: return asinf(x);
+        case ACOS: return acosf(x);
+        case ATAN: return atanf(x);
+        case SINH: return sinhf(x);
+        case COSH: return coshf(x);
+        case ASINH: return asinhf(x);
+        case ACOSH: return acoshf(x);
+        default: return atanhf(x);
     }
 }
 
@@ -44,7 +73,7 @@ __device__ inline float apply(int kind, float a, float b, float x) {
 __device__ inline float apply_gradient(int kind, float a, float b, float x, float dy) {
     switch (kind) {
         case AFFINE: return dy * a;
-        case ABS: return dy * (x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x * 0.0f);
+        case ABS: return dy * sign(x);
         case EXP: return dy * expf(x);
         case LOG: return dy / x;
         case SQRT: return dy * (0.5f / sqrtf(x));
@@ -73,10 +102,27 @@ __device__ inline float apply_gradient(int kind, float a, float b, float x, floa
             float s = sigmoid(x);
             return dy * (s * (1.0f - s));
         }
-        default: {
+        case TANH: {
             float t = tanhf(x);
             return dy * (1.0f - t * t);
         }
+        case ELU: return x > 0.0f ? dy : dy * (a * expf(x));
+        case SOFTPLUS: return dy * sigmoid(x);
+        case HARD_SIGMOID: return fabsf(x) < 3.0f ? dy * (1.0f / 6.0f) : dy * 0.0f;
+        case HARD_SWISH: return dy * (x <= -3.0f ? 0.0f : x < 3.0f ? x / 3.0f + 0.5f : 1.0f);
+        case SIGN: case FLOOR: case CEIL: case ROUND: return 0.0f;
+        case TAN: {
+            float t = tanf(x);
+            return dy * (1.0f + t * t);
+        }
+        case ASIN: return dy / sqrtf(1.0f - x * x);
+        case ACOS: return -dy / sqrtf(1.0f - x * x);
+        case ATAN: return dy / (1.0f + x * x);
+        case SINH: return dy * coshf(x);
+        case COSH: return dy * sinhf(x);
+        case ASINH: return dy / sqrtf(1.0f + x * x);
+        case ACOSH: return dy / sqrtf(x * x - 1.0f);
+        default: return dy / (1.0f - x * x);
     }
 }
 
@@ -157,16 +203,83 @@ KERNEL extremum_gradient(int maximum, const float* a, const float* b, const floa
     }
 }
 
-KERNEL equal(int type, const void* a, const void* b, unsigned char* y, Pair layout, Index n) {
+// Integers wrap around; a quotient goes towards zero, and is 0 where the divisor is.
+KERNEL integer_binary(int kind, const Label* a, const Label* b, Label* y, Pair layout, Index n) {
+    typedef unsigned long long Bits;
+    for (Index i = first_index(); i < n; i += index_step()) {
+        Index at, bt;
+        offsets_of(layout, i, at, bt);
+        Label v = a[at], w = b[bt];
+        switch (kind) {
+            case ADD: y[i] = Label(Bits(v) + Bits(w)); break;
+            case SUB: y[i] = Label(Bits(v) - Bits(w)); break;
+            case MUL: y[i] = Label(Bits(v) * Bits(w)); break;
+            // -1 apart, as the least number has no opposite.
+            case DIV: y[i] = w == 0 ? 0 : w == -1 ? Label(0 - Bits(v)) : v / w; break;
+            case MAXIMUM: y[i] = v > w ? v : w; break;
+            default: y[i] = v < w ? v : w;
+        }
+    }
+}
+
+template <class T>
+__device__ inline bool holds(int kind, T a, T b) {
+    switch (kind) {
+        case EQUAL: return a == b;
+        case NOT_EQUAL: return a != b;
+        case LESS: return a < b;
+        case LESS_OR_EQUAL: return a <= b;
+        case GREATER: return a > b;
+        default: return a >= b;
+    }
+}
+
+KERNEL compare(int kind, int type, const void* a, const void* b, unsigned char* y, Pair layout,
+               Index n) {
     for (Index i = first_index(); i < n; i += index_step()) {
         Index at, bt;
         offsets_of(layout, i, at, bt);
         switch (type) {
-            case F32: y[i] = ((const float*)a)[at] == ((const float*)b)[bt]; break;
-            case I64: y[i] = ((const Label*)a)[at] == ((const Label*)b)[bt]; break;
-            default: y[i] = ((const unsigned char*)a)[at] == ((const unsigned char*)b)[bt];
+            case F32: y[i] = holds(kind, ((const float*)a)[at], ((const float*)b)[bt]); break;
+            case I64: y[i] = holds(kind, ((const Label*)a)[at], ((const Label*)b)[bt]); break;
+            default:
+                y[i] = holds(kind, ((const unsigned char*)a)[at], ((const unsigned char*)b)[bt]);
         }
     }
+}
+
+KERNEL logic(int kind, const unsigned char* a, const unsigned char* b, unsigned char* y,
+             Pair layout, Index n) {
+    for (Index i = first_index(); i < n; i += index_step()) {
+        Index at, bt;
+        offsets_of(layout, i, at, bt);
+        y[i] = kind == AND ? a[at] & b[bt] : a[at] | b[bt];
+    }
+}
+
+template <class T>
+__device__ inline void select_strided(const unsigned char* condition, const T* a, const T* b, T* y,
+                                      const Strided& shown, const Pair& layout, Index n) {
+    for (Index i = first_index(); i < n; i += index_step()) {
+        Index at, bt;
+        offsets_of(layout, i, at, bt);
+        y[i] = condition[offset_of(shown, i)] ? a[at] : b[bt];
+    }
+}
+
+KERNEL select_1(const unsigned char* condition, const unsigned char* a, const unsigned char* b,
+                unsigned char* y, Strided shown, Pair layout, Index n) {
+    select_strided(condition, a, b, y, shown, layout, n);
+}
+
+KERNEL select_4(const unsigned char* condition, const float* a, const float* b, float* y,
+                Strided shown, Pair layout, Index n) {
+    select_strided(condition, a, b, y, shown, layout, n);
+}
+
+KERNEL select_8(const unsigned char* condition, const Label* a, const Label* b, Label* y,
+                Strided shown, Pair layout, Index n) {
+    select_strided(condition, a, b, y, shown, layout, n);
 }
 
 // Towards zero, as in PyTorch; what does not fit is clamped, NaN is 0.

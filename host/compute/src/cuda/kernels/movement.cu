@@ -47,3 +47,96 @@ KERNEL transpose_4(const float* x, float* y, Index rows, Index columns, Index co
         __syncthreads();
     }
 }
+
+// Two tensors of which one is a window of the other: along each axis, element i of the one is
+// element start + step·i of the other.
+struct Window {
+    Index rank;
+    Index sizes[MAX_RANK];
+    Index strides[MAX_RANK];
+    Index result[MAX_RANK];
+    int starts[MAX_RANK];
+    int steps[MAX_RANK];
+};
+
+// y is the window of x; what lies past the end of an axis starts over.
+template <class T>
+__device__ inline void slice_window(const T* x, T* y, const Window& w, Index n) {
+    for (Index i = first_index(); i < n; i += index_step()) {
+        Index rest = i, offset = 0;
+        for (int axis = int(w.rank) - 1; axis >= 0; axis--) {
+            Index outer = rest / w.result[axis];
+            int at = w.starts[axis] + w.steps[axis] * int(rest - outer * w.result[axis]);
+            at -= at >= int(w.sizes[axis]) ? int(w.sizes[axis]) : 0;
+            offset += Index(at) * w.strides[axis];
+            rest = outer;
+        }
+        y[i] = x[offset];
+    }
+}
+
+// x is the window of y, which is `fill` elsewhere.
+template <class T>
+__device__ inline void place_window(const T* x, T* y, const Window& w, T fill, Index n) {
+    for (Index i = first_index(); i < n; i += index_step()) {
+        Index rest = i, offset = 0;
+        bool inside = true;
+        for (int axis = int(w.rank) - 1; axis >= 0; axis--) {
+            Index outer = rest / w.result[axis];
+            int at = int(rest - outer * w.result[axis]) - w.starts[axis], step = w.steps[axis];
+            if (step < 0) {
+                at = -at;
+                step = -step;
+            }
+            inside = inside && at >= 0 && at % step == 0 && at / step < int(w.sizes[axis]);
+            offset += inside ? Index(at / step) * w.strides[axis] : 0;
+            rest = outer;
+        }
+        y[i] = inside ? x[offset] : fill;
+    }
+}
+
+// x `[outer, part]` into y `[outer, row]` from element `start` of each row on.
+template <class T>
+__device__ inline void concat_part(const T* x, T* y, Index part, Index row, Index start, Index n) {
+    for (Index i = first_index(); i < n; i += index_step()) {
+        y[i / part * row + start + i % part] = x[i];
+    }
+}
+
+KERNEL slice_1(const unsigned char* x, unsigned char* y, Window window, Index n) {
+    slice_window(x, y, window, n);
+}
+
+KERNEL slice_4(const float* x, float* y, Window window, Index n) {
+    slice_window(x, y, window, n);
+}
+
+KERNEL slice_8(const Label* x, Label* y, Window window, Index n) {
+    slice_window(x, y, window, n);
+}
+
+KERNEL place_1(const unsigned char* x, unsigned char* y, Window window, float fill, Index n) {
+    place_window(x, y, window, (unsigned char)(fill != 0.0f), n);
+}
+
+KERNEL place_4(const float* x, float* y, Window window, float fill, Index n) {
+    place_window(x, y, window, fill, n);
+}
+
+KERNEL place_8(const Label* x, Label* y, Window window, Label fill, Index n) {
+    place_window(x, y, window, fill, n);
+}
+
+KERNEL concat_1(const unsigned char* x, unsigned char* y, Index part, Index row, Index start,
+                Index n) {
+    concat_part(x, y, part, row, start, n);
+}
+
+KERNEL concat_4(const float* x, float* y, Index part, Index row, Index start, Index n) {
+    concat_part(x, y, part, row, start, n);
+}
+
+KERNEL concat_8(const Label* x, Label* y, Index part, Index row, Index start, Index n) {
+    concat_part(x, y, part, row, start, n);
+}

@@ -13,7 +13,7 @@ struct Target {
 };
 
 // What changes from step to step, computed by the host in float64 and uploaded with the batch:
-// SGD: [rate]; Adam: [rate/(1 − β₁ᵗ), √(1 − β₂ᵗ), factor of the parameter by decoupled decay].
+// SGD: [rate]; average: [decay]; Adam: [rate/(1 − β₁ᵗ), √(1 − β₂ᵗ), factor of the parameter by decoupled decay].
 KERNEL sgd(const Target* targets, const float* step, float momentum, float decay, int nesterov) {
     Target t = targets[blockIdx.y];
     float rate = step[0];
@@ -40,5 +40,14 @@ KERNEL adam(const Target* targets, const float* step, float beta1, float beta2, 
         t.first[i] = m;
         t.second[i] = v;
         t.parameter[i] = p * shrink - size * m / (sqrtf(v) / root + epsilon);
+    }
+}
+
+// A buffer follows a parameter, which stands where others have the gradient.
+KERNEL average(const Target* targets, const float* step) {
+    Target t = targets[blockIdx.y];
+    float decay = step[0];
+    for (Index i = first_index(); i < t.elements; i += index_step()) {
+        t.parameter[i] = decay * t.parameter[i] + (1.0f - decay) * t.gradient[i];
     }
 }

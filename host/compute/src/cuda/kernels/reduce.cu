@@ -5,7 +5,7 @@
 // r goes to out[s·results + r], and a second pass joins the splits.
 #include "device.cuh"
 
-enum Reduction { SUM, MAX };
+enum Reduction { SUM, MAX, MIN };
 
 __device__ inline Index share(Index count, Index splits) { return (count + splits - 1) / splits; }
 
@@ -35,8 +35,10 @@ KERNEL reduce_inner(int kind, const float* x, float* out, Strided kept, Strided 
                     Index results, Index count, Index splits) {
     if (kind == SUM) {
         reduce_block<ExactSum>(x, out, kept, reduced, results, count, splits);
-    } else {
+    } else if (kind == MAX) {
         reduce_block<Max>(x, out, kept, reduced, results, count, splits);
+    } else {
+        reduce_block<Min>(x, out, kept, reduced, results, count, splits);
     }
 }
 
@@ -75,13 +77,15 @@ KERNEL reduce_outer(int kind, const float* x, float* out, Strided kept, Strided 
                     Index results, Index count, Index splits) {
     if (kind == SUM) {
         reduce_columns<ExactSum>(x, out, kept, reduced, results, count, splits);
-    } else {
+    } else if (kind == MAX) {
         reduce_columns<Max>(x, out, kept, reduced, results, count, splits);
+    } else {
+        reduce_columns<Min>(x, out, kept, reduced, results, count, splits);
     }
 }
 
 // dx = dy shared equally among the elements of x equal to y. A block a result.
-KERNEL amax_gradient(const float* x, const float* y, const float* dy, float* dx, Strided kept,
+KERNEL extreme_gradient(const float* x, const float* y, const float* dy, float* dx, Strided kept,
                      Strided reduced, Index results, Index count) {
     __shared__ float shared[BLOCK / WARP];
     for (Index result = blockIdx.x; result < results; result += gridDim.x) {
@@ -99,20 +103,67 @@ KERNEL amax_gradient(const float* x, const float* y, const float* dy, float* dx,
     }
 }
 
-// The position of the first of the largest elements along an axis whose elements are `inner`
-// apart; NaN wins.
-KERNEL argmax(const float* x, Label* out, Index results, Index size, Index inner) {
+// The position of the first of the largest (or smallest) elements along an axis whose elements are
+// `inner` apart; NaN wins.
+KERNEL argmax(const float* x, Label* out, int smallest, Index results, Index size, Index inner) {
     for (Index i = first_index(); i < results; i += index_step()) {
         const float* from = x + i / inner * inner * size + i % inner;
         Index best = 0;
-        float largest = from[0];
+        float found = from[0];
         for (Index k = 1; k < size; k++) {
             float value = from[k * inner];
-            if (value > largest || (value != value && largest == largest)) {
+            bool beats = smallest ? value < found : value > found;
+            if (beats || (value != value && found == found)) {
                 best = k;
-                largest = value;
+                found = value;
             }
         }
         out[i] = best;
+    }
+}
+
+// Whether element (a, at i) comes before element (b, at k) in the order of top_k.
+__device__ inline bool before(float a, Index i, float b, Index k, int smallest) {
+    bool a_nan = a != a, b_nan = b != b;
+    if (a_nan || b_nan) {
+        return a_nan && (!b_nan || i < k);
+    }
+    return a == b ? i < k : smallest ? a < b : a > b;
+}
+
+// The positions of the `count` largest (or smallest) elements of each line, in their order. A
+// thread has a line, and looks for each position after the one before.
+KERNEL top_k(const float* x, Label* out, int smallest, Index lines, Index size, Index inner,
+             Index count) {
+    for (Index line = first_index(); line < lines; line += index_step()) {
+        const float* from = x + line / inner * inner * size + line % inner;
+        Label* to = out + line / inner * inner * count + line % inner;
+        Index last = 0;
+        for (Index rank = 0; rank < count; rank++) {
+            Index best = size;
+            for (Index k = 0; k < size; k++) {
+                bool left = rank == 0 ||
+                            before(from[last * inner], last, from[k * inner], k, smallest);
+                if (left && (best == size || before(from[k * inner], k, from[best * inner], best,
+                                                    smallest))) {
+                    best = k;
+                }
+            }
+            last = best;
+            to[rank * inner] = best;
+        }
+    }
+}
+
+// Sums of all elements up to each of a line, or from each on. A thread has a line.
+KERNEL cumsum(const float* x, float* y, int reverse, Index lines, Index size, Index inner) {
+    for (Index line = first_index(); line < lines; line += index_step()) {
+        Index start = line / inner * inner * size + line % inner;
+        double total = 0.0;
+        for (Index step = 0; step < size; step++) {
+            Index at = start + (reverse ? size - 1 - step : step) * inner;
+            total += x[at];
+            y[at] = float(total);
+        }
     }
 }
