@@ -32,6 +32,8 @@ pub mod error;
 pub mod graph;
 pub mod initializer;
 mod opening;
+#[cfg(test)]
+mod operators;
 mod ops;
 mod passes;
 pub mod plan;

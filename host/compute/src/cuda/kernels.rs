@@ -30,6 +30,12 @@ fn entries(ptx: &'static str) -> impl Iterator<Item = &'static str> {
         .filter_map(|line| Some(line.split(".entry ").nth(1)?.trim_end_matches('(')))
 }
 
+/// The names of all kernels.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    PTX.iter().flat_map(|(_, ptx)| entries(ptx))
+}
+
 /// Every kernel, loaded for one GPU.
 #[derive(Debug)]
 pub(super) struct Kernels {

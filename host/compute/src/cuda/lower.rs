@@ -678,3 +678,36 @@ fn type_of(dtype: DType) -> i32 {
         _ => 2,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::cuda::kernels;
+    use crate::cuda::layout::Layout;
+    use crate::operators::plans_on_gpus;
+
+    #[test]
+    fn every_kernel_is_one_that_the_table_of_operators_runs() {
+        let mut launched = BTreeSet::new();
+        for plan in plans_on_gpus() {
+            let addresses = Layout::new(&[&plan]).unwrap().addresses(0, &plan, 0);
+            let lowered = lower(&plan, plan.max_batch as usize, &addresses, None).unwrap();
+            for command in lowered.commands {
+                match command {
+                    Command::Launch(launch) => {
+                        launched.insert(launch.kernel);
+                    }
+                    Command::Convolution(convolution) => {
+                        let launches = convolution.own.iter().chain(&convolution.after);
+                        launched.extend(launches.map(|launch| launch.kernel));
+                    }
+                    Command::Copy { .. } | Command::Product(..) => {}
+                }
+            }
+        }
+        let all: BTreeSet<&str> = kernels::names().collect();
+        assert_eq!(launched, all);
+    }
+}
