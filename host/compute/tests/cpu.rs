@@ -12,9 +12,7 @@ use std::sync::atomic::AtomicBool;
 use compute::builder::Conv2d;
 use compute::cpu::CpuBackend;
 use compute::schedule::ScheduleKind;
-use compute::{
-    Backend, Builder, DType, Dim, HostTensor, Plan, Schedule, Session, Value, peak_bytes_of,
-};
+use compute::{Backend, Builder, DType, Dim, HostTensor, Plan, Schedule, Session, peak_bytes_of};
 
 fn running() -> AtomicBool {
     AtomicBool::new(false)

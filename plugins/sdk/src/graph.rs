@@ -366,8 +366,12 @@ impl Tensor {
     pub fn slice(&self, axis: usize, start: u32, end: u32) -> Result<Tensor> {
         self.size(axis)?;
         let rank = self.shape()?.len();
-        let (mut starts, mut ends) = (vec![0; rank], vec![u32::MAX; rank]);
-        (starts[axis], ends[axis]) = (start, end);
+        let at_axis = |value: u32, other: u32| -> Vec<u32> {
+            (0..rank)
+                .map(|i| if i == axis { value } else { other })
+                .collect()
+        };
+        let (starts, ends) = (at_axis(start, 0), at_axis(end, u32::MAX));
         let builder = self.graph.builder();
         let id = builder.slice(self.id, &starts, &ends, &vec![1; rank])?;
         Ok(self.graph.tensor(id))
