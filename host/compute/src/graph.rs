@@ -57,6 +57,9 @@ pub(crate) struct Node {
     pub(crate) shape: Shape,
 }
 
+/// The output of a part of a graph that [`Graph::closed`] gives.
+pub const CLOSED_OUTPUT: &str = "value";
+
 /// A computation: nodes that refer to earlier ones, and named outputs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Graph {
@@ -67,6 +70,46 @@ pub struct Graph {
 impl Graph {
     pub(crate) fn node(&self, value: Value) -> &Node {
         &self.nodes[value.index()]
+    }
+
+    /// The part of the graph that computes a value from constants alone, with it as its only output,
+    /// named [`CLOSED_OUTPUT`]; none where an input or a variable is needed.
+    pub fn closed(&self, value: Value) -> Option<Self> {
+        let mut needed = vec![false; value.index() + 1];
+        *needed.last_mut()? = true;
+        self.nodes.get(value.index())?;
+        for i in (0..=value.index()).rev() {
+            if !needed[i] {
+                continue;
+            }
+            if matches!(
+                self.nodes[i].op,
+                Op::Leaf(Leaf::Input(_) | Leaf::Variable(_)) | Op::Random { .. }
+            ) {
+                return None;
+            }
+            self.nodes[i]
+                .inputs
+                .iter()
+                .for_each(|x| needed[x.index()] = true);
+        }
+        let mut part = Self::default();
+        let mut moved = vec![Value(0); needed.len()];
+        for (i, node) in self
+            .nodes
+            .iter()
+            .enumerate()
+            .take(needed.len())
+            .filter(|(i, _)| needed[*i])
+        {
+            moved[i] = Value(part.nodes.len() as u32);
+            let mut node = node.clone();
+            node.inputs.iter_mut().for_each(|x| *x = moved[x.index()]);
+            part.nodes.push(node);
+        }
+        part.outputs
+            .push((CLOSED_OUTPUT.to_owned(), moved[value.index()]));
+        Some(part)
     }
 
     /// The graph as text, one line a node.

@@ -212,6 +212,11 @@ impl Plan {
         &self.outputs
     }
 
+    /// The names of parameters and buffers that a run uses.
+    pub fn variable_names(&self) -> impl Iterator<Item = &str> {
+        self.variables.iter().map(|(variable, _)| &*variable.name)
+    }
+
     /// The float32 outputs without axes, in order.
     pub(crate) fn scalars(&self) -> impl Iterator<Item = &Port> {
         let scalar = |port: &&Port| port.dtype == DType::F32 && port.shape.0.is_empty();

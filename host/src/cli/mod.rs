@@ -1,6 +1,7 @@
 //! The command line.
 
 mod folders;
+mod import;
 mod new;
 mod run;
 mod serve;
@@ -50,6 +51,8 @@ enum Command {
         /// The plugin's name, and the folder's.
         name: String,
     },
+    /// Reads an ONNX model into a file of weights for the plugin `imported`.
+    Import(import::Arguments),
     /// Runs one task of a plugin to its end, without a server.
     Run(run::Arguments),
     /// Runs the task that the host sends (used by the host itself).
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
             Folders::new(&cli.folders).and_then(|folders| serve::serve(&folders, &arguments))
         }
         Command::New { name } => new::new(&name),
+        Command::Import(arguments) => import::import(&arguments),
         Command::Gpus => gpus(cli.json),
         Command::Plugins => Folders::new(&cli.folders).and_then(|folders| list(&folders, cli.json)),
         Command::Tasks { limit } => {

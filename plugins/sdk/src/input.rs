@@ -85,7 +85,7 @@ impl Input {
     }
 
     /// Opens the data set granted under `name`. Errors: `data.kind` for data of another kind.
-    pub(crate) fn open(&self, name: &str) -> Result<Dataset> {
+    pub fn open(&self, name: &str) -> Result<Dataset> {
         let dataset = Dataset::open(name)?;
         if dataset.kind() == self.kind {
             return Ok(dataset);
@@ -99,7 +99,7 @@ impl Input {
     }
 
     /// A loader with the transforms, the random ones where `augment`.
-    pub(crate) fn loader(&self, of: &Dataset, batch_size: u32, augment: bool) -> Result<Loader> {
+    pub fn loader(&self, of: &Dataset, batch_size: u32, augment: bool) -> Result<Loader> {
         let loader = Loader::open(of, batch_size)?;
         let random = self.augment.iter().filter(|_| augment);
         for transform in self.prepare.iter().chain(random) {

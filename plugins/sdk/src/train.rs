@@ -117,7 +117,7 @@ fn classifier(
 
 /// Asks for the task's device with the memory that a session of these plans needs, and says in the
 /// log what was granted.
-pub(crate) fn lease(plans: &[&Plan]) -> Result<Lease> {
+pub fn lease(plans: &[&Plan]) -> Result<Lease> {
     let request = Request::new();
     reserve(&request, plans);
     let lease = request.acquire()?;

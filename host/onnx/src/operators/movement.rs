@@ -1,0 +1,828 @@
+//! Operators that move elements, and those that work on shapes.
+
+use compute::{DType, HostTensor, Value};
+use serde_json::{Value as Json, json};
+
+use super::{Results, one};
+use crate::error::{Refusal, refuse};
+use crate::graph::{Item, number};
+use crate::import::Node;
+use crate::tensor::{self, integers};
+
+pub(super) const NAMES: &[&str] = &[
+    "CenterCropPad",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "DepthToSpace",
+    "Expand",
+    "EyeLike",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "OneHot",
+    "Pad",
+    "Range",
+    "Reshape",
+    "ScatterElements",
+    "Scatter",
+    "ScatterND",
+    "Shape",
+    "Size",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
+];
+
+fn known(tensor: HostTensor) -> Results {
+    Ok(Some(vec![Item::Known(tensor)]))
+}
+
+fn list(values: &[i64]) -> Results {
+    known(integers(values)?)
+}
+
+/// Sizes that may not be negative.
+fn sizes(values: &[i64]) -> Result<Vec<u64>, Refusal> {
+    let sizes = values.iter().map(|&n| u64::try_from(n).ok());
+    match sizes.collect() {
+        Some(sizes) => Ok(sizes),
+        None => refuse(format!("{values:?} are not sizes")),
+    }
+}
+
+/// Sizes as they are known of an item; a size of 0 is one of an empty tensor.
+fn shape_of(n: &mut Node<'_>, i: usize) -> Result<Vec<u64>, Refusal> {
+    match n.item(i)?.clone() {
+        Item::Known(tensor) => Ok(tensor.shape().iter().map(|&n| n as u64).collect()),
+        Item::Computed(value) => n.g.sizes(value),
+    }
+}
+
+fn rank(n: &mut Node<'_>, i: usize) -> Result<usize, Refusal> {
+    Ok(shape_of(n, i)?.len())
+}
+
+fn constant(n: &Node<'_>) -> Results {
+    if let Some(value) = n.attribute("value").and_then(|a| a.t.as_ref()) {
+        return match tensor::read(value) {
+            Ok(tensor) => known(tensor),
+            Err(why) => refuse(why.to_string()),
+        };
+    }
+    if let Some(a) = n.attribute("value_int") {
+        return known(HostTensor::from_i64(&[], &[a.i])?);
+    }
+    if let Some(a) = n.attribute("value_ints") {
+        return list(&a.ints);
+    }
+    if let Some(a) = n.attribute("value_float") {
+        return known(HostTensor::from_f32(&[], &[a.f])?);
+    }
+    if let Some(a) = n.attribute("value_floats") {
+        return known(HostTensor::from_f32(&[a.floats.len()], &a.floats)?);
+    }
+    refuse("its value is of a kind that is not supported")
+}
+
+fn reshape(n: &mut Node<'_>) -> Results {
+    let Some(target) = n.listed("shape", 1)? else {
+        return refuse("it has no target");
+    };
+    let own = shape_of(n, 0)?;
+    let copies = n.i("allowzero", 0) == 0;
+    let mut wanted = Vec::with_capacity(target.len());
+    for (axis, &size) in target.iter().enumerate() {
+        wanted.push(match (size, own.get(axis)) {
+            (0, Some(&own)) if copies => Some(own),
+            (-1, _) => None,
+            (size, _) => Some(sizes(&[size])?[0]),
+        });
+    }
+    // A tensor that is known stays so, and may be empty.
+    if let Item::Known(tensor) = n.item(0)?.clone() {
+        let count = own.iter().product::<u64>();
+        let rest: u64 = wanted.iter().flatten().product();
+        let shape = wanted
+            .iter()
+            .map(|&size| size.unwrap_or(count / rest.max(1)) as usize);
+        let moved = HostTensor::new(tensor.dtype(), shape.collect(), tensor.bytes().to_vec());
+        return known(moved?);
+    }
+    let batch = |list: &[u64]| list.iter().filter(|&&n| n == 0).count();
+    let product = |list: &mut dyn Iterator<Item = u64>| list.filter(|&n| n > 0).product::<u64>();
+    let given: Vec<u64> = wanted.iter().flatten().copied().collect();
+    let rest = match (batch(&own), batch(&given)) {
+        // The batch has to be what is left.
+        (1, 0) => 0,
+        _ => product(&mut own.iter().copied()) / product(&mut given.iter().copied()).max(1),
+    };
+    let x = n.x(0)?;
+    let target: Vec<u64> = wanted
+        .into_iter()
+        .map(|size| size.unwrap_or(rest))
+        .collect();
+    one(n.g.reshape(x, &target)?)
+}
+
+/// Removes or adds axes of size 1.
+fn squeeze(n: &mut Node<'_>, adds: bool) -> Results {
+    let own = shape_of(n, 0)?;
+    let axes = n.listed("axes", 1)?;
+    let shape: Vec<u64> = if adds {
+        let Some(axes) = axes else {
+            return refuse("it has no axes");
+        };
+        let rank = own.len() + axes.len();
+        let axes = n.axes(&axes, rank)?;
+        let mut rest = own.iter();
+        (0..rank)
+            .map(|axis| match axes.contains(&axis) {
+                true => 1,
+                false => rest.next().copied().unwrap_or(1),
+            })
+            .collect()
+    } else {
+        let axes = match axes {
+            Some(axes) => n.axes(&axes, own.len())?,
+            None => (0..own.len()).filter(|&axis| own[axis] == 1).collect(),
+        };
+        let kept = own
+            .iter()
+            .enumerate()
+            .filter(|(axis, _)| !axes.contains(axis));
+        kept.map(|(_, &size)| size).collect()
+    };
+    if let Item::Known(tensor) = n.item(0)?.clone() {
+        let shape = shape.iter().map(|&n| n as usize).collect();
+        return known(HostTensor::new(
+            tensor.dtype(),
+            shape,
+            tensor.bytes().to_vec(),
+        )?);
+    }
+    let x = n.x(0)?;
+    one(n.g.reshape(x, &shape)?)
+}
+
+fn slice(n: &mut Node<'_>) -> Results {
+    let own = shape_of(n, 0)?;
+    let (Some(starts), Some(ends)) = (n.listed("starts", 1)?, n.listed("ends", 2)?) else {
+        return refuse("it has no starts and ends");
+    };
+    let every: Vec<i64> = (0..starts.len() as i64).collect();
+    let axes = n.listed("axes", 3)?.unwrap_or(every);
+    let axes = n.axes(&axes, own.len())?;
+    let steps = n.integers(4)?.unwrap_or_else(|| vec![1; starts.len()]);
+    if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
+        return refuse("starts, ends, axes and steps differ in number");
+    }
+    let mut x = match n.item(0)?.clone() {
+        Item::Known(tensor) if tensor.shape().iter().product::<usize>() == 0 => {
+            return known(tensor);
+        }
+        item => n.g.value(&item)?,
+    };
+    let mut sizes = own;
+    for (i, &axis) in axes.iter().enumerate() {
+        let size = sizes[axis] as i64;
+        let (start, end, step) = (starts[i], ends[i], steps[i]);
+        if (start, step) == (0, 1) && end >= i64::from(i32::MAX) {
+            continue;
+        }
+        if size == 0 {
+            return refuse("the batch cannot be divided");
+        }
+        let from_end = |at: i64| if at < 0 { at.saturating_add(size) } else { at };
+        let (first, last, back) = match step {
+            0 => return refuse("a step is 0"),
+            1.. => (
+                from_end(start).clamp(0, size),
+                from_end(end).clamp(0, size),
+                false,
+            ),
+            // Elements start, start + step, … above end, seen from the other end.
+            _ => {
+                let (start, end) = (
+                    from_end(start).clamp(-1, size - 1),
+                    from_end(end).clamp(-1, size - 1),
+                );
+                (size - 1 - start, size - 1 - end, true)
+            }
+        };
+        if first >= last {
+            // Only shapes are ever empty.
+            let mut shape: Vec<usize> = sizes.iter().map(|&n| n as usize).collect();
+            shape[axis] = 0;
+            let dtype = n.g.dtype(x)?;
+            return known(HostTensor::new(dtype, shape, Vec::new())?);
+        }
+        if back {
+            x = n.g.call("flip", &[x], json!([[axis]]))?;
+        }
+        let mut attributes = [
+            vec![0; sizes.len()],
+            vec![compute::builder::END; sizes.len()],
+            vec![1; sizes.len()],
+        ];
+        attributes[0][axis] = first as u64;
+        attributes[1][axis] = last as u64;
+        attributes[2][axis] = step.unsigned_abs().min(i32::MAX as u64);
+        x = n.g.call("slice", &[x], json!(attributes))?;
+        sizes[axis] = ((last - first) as u64).div_ceil(step.unsigned_abs());
+    }
+    one(x)
+}
+
+fn split(n: &mut Node<'_>) -> Results {
+    let x = n.x(0)?;
+    let own = n.g.sizes(x)?;
+    let axis = n.axis(n.i("axis", 0), own.len())?;
+    let sizes: Vec<u64> = match n.listed("split", 1)? {
+        Some(list) => sizes(&list)?,
+        None => {
+            let count = n.i("num_outputs", n.proto.output.len() as i64).max(1) as u64;
+            let each = own[axis].div_ceil(count);
+            let start = |i: u64| (i * each).min(own[axis]);
+            (0..count).map(|i| start(i + 1) - start(i)).collect()
+        }
+    };
+    if sizes.iter().sum::<u64>() != own[axis] {
+        return refuse(format!("{sizes:?} are not parts of {}", own[axis]));
+    }
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for size in sizes {
+        let mut shape: Vec<usize> = own.iter().map(|&n| n as usize).collect();
+        shape[axis] = 0;
+        parts.push(match size {
+            0 => Item::Known(HostTensor::new(n.g.dtype(x)?, shape, Vec::new())?),
+            _ => Item::Computed(n.g.part(x, axis, (start, start + size))?),
+        });
+        start += size;
+    }
+    Ok(Some(parts))
+}
+
+/// Elements before and after along an axis, from the tensor itself.
+fn pad_axis(
+    n: &mut Node<'_>,
+    x: Value,
+    axis: usize,
+    (before, after): (u64, u64),
+    mode: &str,
+) -> Result<Value, Refusal> {
+    let size = n.g.fixed(x)?[axis];
+    let mut parts = Vec::new();
+    for (count, front) in [(before, true), (after, false)] {
+        if count == 0 {
+            continue;
+        }
+        let side = match mode {
+            "edge" => {
+                let at = if front { 0 } else { size - 1 };
+                let edge = n.g.part(x, axis, (at, at + 1))?;
+                let mut shape = n.g.sizes(x)?;
+                shape[axis] = count;
+                n.g.call("expand", &[edge], json!([shape]))?
+            }
+            "reflect" if count < size => {
+                let range = if front {
+                    (1, 1 + count)
+                } else {
+                    (size - 1 - count, size - 1)
+                };
+                let part = n.g.part(x, axis, range)?;
+                n.g.call("flip", &[part], json!([[axis]]))?
+            }
+            "wrap" if count <= size => {
+                let range = if front {
+                    (size - count, size)
+                } else {
+                    (0, count)
+                };
+                n.g.part(x, axis, range)?
+            }
+            _ => return refuse(format!("{count} elements of mode {mode} to {size}")),
+        };
+        parts.push((front, side));
+    }
+    let front = parts
+        .iter()
+        .filter(|(front, _)| *front)
+        .map(|(_, side)| *side);
+    let back = parts
+        .iter()
+        .filter(|(front, _)| !front)
+        .map(|(_, side)| *side);
+    let all: Vec<Value> = front.chain([x]).chain(back).collect();
+    n.g.concat(&all, axis)
+}
+
+fn pad(n: &mut Node<'_>) -> Results {
+    let mut x = n.x(0)?;
+    let rank = n.g.sizes(x)?.len();
+    let Some(pads) = n.listed("pads", 1)? else {
+        return refuse("it has no pads");
+    };
+    let axes = match n.integers(3)? {
+        Some(axes) => n.axes(&axes, rank)?,
+        None => (0..rank).collect(),
+    };
+    if pads.len() != 2 * axes.len() {
+        return refuse("pads and axes differ in number");
+    }
+    let mode = n.s("mode", "constant");
+    let value = match n.numbers(2)? {
+        Some(value) => value.first().copied().unwrap_or(0.0),
+        None => n.f("value", 0.0),
+    };
+    let (mut before, mut after) = (vec![0i64; rank], vec![0i64; rank]);
+    for (i, &axis) in axes.iter().enumerate() {
+        (before[axis], after[axis]) = (pads[i], pads[axes.len() + i]);
+    }
+    // A negative number takes away.
+    for axis in 0..rank {
+        let (less, more) = (
+            before[axis].min(0).unsigned_abs(),
+            after[axis].min(0).unsigned_abs(),
+        );
+        if less + more > 0 {
+            let size = n.g.fixed(x)?[axis];
+            x = n.g.part(x, axis, (less, size.saturating_sub(more)))?;
+        }
+        (before[axis], after[axis]) = (before[axis].max(0), after[axis].max(0));
+    }
+    let (before, after) = (sizes(&before)?, sizes(&after)?);
+    if mode == "constant" {
+        return one(n
+            .g
+            .call("pad", &[x], json!([before, after, number(value)]))?);
+    }
+    for axis in 0..rank {
+        if before[axis] + after[axis] > 0 {
+            x = pad_axis(n, x, axis, (before[axis], after[axis]), &mode)?;
+        }
+    }
+    one(x)
+}
+
+/// Indices that may count from the end as indices from the start.
+fn counted(n: &mut Node<'_>, by: Value, size: u64) -> Result<Value, Refusal> {
+    let by = n.g.cast(by, DType::I64)?;
+    let (zero, size) = (n.g.integer(0)?, n.g.integer(size as i64)?);
+    let below = n.g.binary("less", by, zero)?;
+    let moved = n.g.binary("add", by, size)?;
+    n.g.call("select", &[below, moved, by], Json::Null)
+}
+
+fn gather(n: &mut Node<'_>, op: &str) -> Results {
+    let rank = rank(n, 0)?;
+    let axis = n.axis(n.i("axis", 0), rank)?;
+    // Parts of shapes stay known: they may hold the batch.
+    if let (Item::Known(tensor), Ok(by)) = (n.item(0)?.clone(), n.g.known(n.item(1)?))
+        && let (Some(values), Some(at)) = (tensor.to_i64(), by.to_i64())
+        && rank == 1
+        && op == "take"
+    {
+        let size = values.len() as i64;
+        let pick = |&i: &i64| {
+            values
+                .get((if i < 0 { i + size } else { i }) as usize)
+                .copied()
+        };
+        let Some(picked) = at.iter().map(pick).collect::<Option<Vec<i64>>>() else {
+            return refuse("an index is out of range");
+        };
+        return known(HostTensor::from_i64(by.shape(), &picked)?);
+    }
+    let (x, by) = (n.x(0)?, n.x(1)?);
+    let size = n.g.fixed_axis(x, axis)?;
+    let by = counted(n, by, size)?;
+    let sizes = n.g.sizes(x)?;
+    if op == "gather"
+        && n.g
+            .sizes(by)?
+            .iter()
+            .zip(&sizes)
+            .enumerate()
+            .any(|(i, (a, b))| i != axis && a != b)
+    {
+        return refuse("indices that cover only a part of other axes are not supported");
+    }
+    one(n.g.call(op, &[x, by], json!([axis]))?)
+}
+
+/// A row-major index of each tuple of indices, over the first axes of `sizes`.
+fn flat(n: &mut Node<'_>, by: Value, sizes: &[u64]) -> Result<Value, Refusal> {
+    let shape = n.g.fixed(by)?;
+    let Some((&count, lead)) = shape.split_last() else {
+        return refuse("its indices are no list");
+    };
+    let last = lead.len();
+    let mut total: Option<Value> = None;
+    for (i, &size) in sizes.iter().take(count as usize).enumerate() {
+        let part = n.g.part(by, last, (i as u64, i as u64 + 1))?;
+        let part = counted(n, part, size)?;
+        total = Some(match total {
+            None => part,
+            Some(total) => {
+                let factor = n.g.integer(size as i64)?;
+                let scaled = n.g.binary("mul", total, factor)?;
+                n.g.binary("add", scaled, part)?
+            }
+        });
+    }
+    let Some(total) = total else {
+        return refuse("its indices are empty");
+    };
+    n.g.reshape(total, lead)
+}
+
+/// The axes that a tuple of indices names, and the others.
+fn named(sizes: &[u64], by: &[u64]) -> Result<(Vec<u64>, Vec<u64>), Refusal> {
+    let depth = by.last().copied().unwrap_or(0) as usize;
+    if depth == 0 || depth > sizes.len() {
+        return refuse("its indices do not fit");
+    }
+    let (first, rest) = sizes.split_at(depth);
+    Ok((first.to_vec(), rest.to_vec()))
+}
+
+fn gather_nd(n: &mut Node<'_>) -> Results {
+    let (x, by) = (n.x(0)?, n.x(1)?);
+    if n.i("batch_dims", 0) != 0 {
+        return refuse("batch_dims are not supported");
+    }
+    let (first, rest) = named(&n.g.fixed(x)?, &n.g.fixed(by)?)?;
+    let by = flat(n, by, &first)?;
+    let x =
+        n.g.reshape(x, &[&[first.iter().product()], &rest[..]].concat())?;
+    one(n.g.call("take", &[x, by], json!([0]))?)
+}
+
+/// x where nothing was written, and the updates elsewhere: sums of updates, and of how many there
+/// were. Only sums are defined where an index occurs twice.
+fn written(
+    n: &mut Node<'_>,
+    (x, by, updates): (Value, Value, Value),
+    axis: usize,
+    reduction: &str,
+) -> Result<Value, Refusal> {
+    let dtype = n.g.dtype(x)?;
+    let (x, updates) = (n.g.cast(x, DType::F32)?, n.g.cast(updates, DType::F32)?);
+    let y = match reduction {
+        "add" => n.g.call("scatter-add", &[x, by, updates], json!([axis]))?,
+        "none" => {
+            let none = n.g.affine(x, 0.0, 0.0)?;
+            let ones = n.g.affine(updates, 0.0, 1.0)?;
+            let sums =
+                n.g.call("scatter-add", &[none, by, updates], json!([axis]))?;
+            let hits = n.g.call("scatter-add", &[none, by, ones], json!([axis]))?;
+            let zero = n.g.scalar(0.0)?;
+            let hit = n.g.binary("greater", hits, zero)?;
+            n.g.call("select", &[hit, sums, x], Json::Null)?
+        }
+        other => return refuse(format!("the reduction {other} is not supported")),
+    };
+    n.g.cast(y, dtype)
+}
+
+fn scatter(n: &mut Node<'_>) -> Results {
+    let (x, by, updates) = (n.x(0)?, n.x(1)?, n.x(2)?);
+    let sizes = n.g.fixed(x)?;
+    let axis = n.axis(n.i("axis", 0), sizes.len())?;
+    let by = counted(n, by, sizes[axis])?;
+    let mut own = n.g.fixed(by)?;
+    own[axis] = sizes[axis];
+    if own != sizes {
+        return refuse("indices that cover only a part of other axes are not supported");
+    }
+    let reduction = n.s("reduction", "none");
+    one(written(n, (x, by, updates), axis, &reduction)?)
+}
+
+fn scatter_nd(n: &mut Node<'_>) -> Results {
+    let (x, by, updates) = (n.x(0)?, n.x(1)?, n.x(2)?);
+    let sizes = n.g.fixed(x)?;
+    let (first, rest) = named(&sizes, &n.g.fixed(by)?)?;
+    let (rows, row): (u64, u64) = (first.iter().product(), rest.iter().product());
+    let by = flat(n, by, &first)?;
+    let count: u64 = n.g.fixed(by)?.iter().product();
+    let by = n.g.reshape(by, &[count, 1])?;
+    let by = n.g.call("expand", &[by], json!([[count, row]]))?;
+    let x = n.g.reshape(x, &[rows, row])?;
+    let updates = n.g.reshape(updates, &[count, row])?;
+    let reduction = n.s("reduction", "none");
+    let y = written(n, (x, by, updates), 0, &reduction)?;
+    one(n.g.reshape(y, &sizes)?)
+}
+
+fn one_hot(n: &mut Node<'_>) -> Results {
+    let (by, depth, values) = (n.x(0)?, n.numbers(1)?, n.x(2)?);
+    let Some(classes) = depth.and_then(|d| d.first().copied()).filter(|&d| d >= 1.0) else {
+        return refuse("its depth is no number");
+    };
+    let by = n.g.cast(by, DType::I64)?;
+    let by = counted(n, by, classes as u64)?;
+    let rank = n.g.sizes(by)?.len();
+    let axis = n.axis(n.i("axis", -1), rank + 1)?;
+    let hot = n.g.call("one-hot", &[by], json!([classes as u64]))?;
+    let hot = n.g.cast(hot, DType::Bool)?;
+    let (off, on) = (n.g.part(values, 0, (0, 1))?, n.g.part(values, 0, (1, 2))?);
+    let y = n.g.call("select", &[hot, on, off], Json::Null)?;
+    let mut order: Vec<usize> = (0..rank).collect();
+    order.insert(axis, rank);
+    one(n.g.permute(y, &order)?)
+}
+
+fn blocks(n: &mut Node<'_>, to_space: bool) -> Results {
+    let x = n.x(0)?;
+    let [batch, channels, height, width] = n.g.sizes(x)?[..] else {
+        return refuse("it takes [batch, channels, height, width]");
+    };
+    let block = n.i("blocksize", 1).clamp(1, 1 << 16) as u64;
+    let (sizes, order, shape) = if to_space {
+        let each = channels / (block * block);
+        let (sizes, order) = match &*n.s("mode", "DCR") {
+            "DCR" => (
+                [batch, block, block, each, height, width],
+                [0, 3, 4, 1, 5, 2],
+            ),
+            _ => (
+                [batch, each, block, block, height, width],
+                [0, 1, 4, 2, 5, 3],
+            ),
+        };
+        (sizes, order, [batch, each, height * block, width * block])
+    } else {
+        let (rows, columns) = (height / block, width / block);
+        let order = match &*n.s("mode", "DCR") {
+            "DCR" => [0, 3, 5, 1, 2, 4],
+            _ => [0, 1, 3, 5, 2, 4],
+        };
+        let sizes = [batch, channels, rows, block, columns, block];
+        let shape = [batch, channels * block * block, rows, columns];
+        (sizes, order, shape)
+    };
+    let y = n.g.reshape(x, &sizes)?;
+    let y = n.g.permute(y, &order)?;
+    one(n.g.reshape(y, &shape)?)
+}
+
+fn trilu(n: &mut Node<'_>) -> Results {
+    let x = n.x(0)?;
+    let sizes = n.g.sizes(x)?;
+    let Some(&[rows, columns]) = sizes.last_chunk() else {
+        return refuse("it takes matrices");
+    };
+    if rows.saturating_mul(columns) > 1 << 24 {
+        return refuse("its matrices are too large");
+    }
+    let offset = n.integers(1)?.and_then(|k| k.first().copied()).unwrap_or(0);
+    let upper = n.i("upper", 1) != 0;
+    let keeps = (0..rows as i64).flat_map(|row| {
+        (0..columns as i64).map(move |column| {
+            let above = column - row;
+            u8::from(if upper {
+                above >= offset
+            } else {
+                above <= offset
+            })
+        })
+    });
+    let shape = vec![rows as usize, columns as usize];
+    let keeps = HostTensor::new(DType::Bool, shape, keeps.collect())?;
+    let keeps = n.g.constant(&keeps)?;
+    let zero = n.g.like(x, 0.0)?;
+    one(n.g.call("select", &[keeps, x, zero], Json::Null)?)
+}
+
+fn range(n: &Node<'_>) -> Results {
+    let mut ends = Vec::new();
+    for i in 0..3 {
+        let number = n.numbers(i)?.and_then(|list| list.first().copied());
+        match number {
+            Some(number) => ends.push(number),
+            None => return refuse("its ends are no numbers"),
+        }
+    }
+    let count = ((ends[1] - ends[0]) / ends[2]).ceil().clamp(0.0, 1e6) as usize;
+    let at = |i: usize| ends[0] + i as f64 * ends[2];
+    if n.g.known(n.item(0)?)?.dtype() == DType::F32 {
+        let values: Vec<f32> = (0..count).map(|i| at(i) as f32).collect();
+        return known(HostTensor::from_f32(&[count], &values)?);
+    }
+    list(&(0..count).map(|i| at(i) as i64).collect::<Vec<_>>())
+}
+
+fn concat(n: &mut Node<'_>) -> Results {
+    let mut parts = Vec::new();
+    let mut all_known = Vec::new();
+    for i in 0..n.operands() {
+        let item = n.item(i)?.clone();
+        // Parts of shapes stay known: they may hold the batch.
+        if let Item::Known(tensor) = &item {
+            if tensor.shape().iter().product::<usize>() == 0 {
+                continue;
+            }
+            if let (Some(values), [_]) = (tensor.to_i64(), tensor.shape()) {
+                all_known.extend(values);
+            }
+        }
+        parts.push(item);
+    }
+    if parts.is_empty() {
+        return Ok(Some(vec![n.item(0)?.clone()]));
+    }
+    let is_list = |item: &Item| matches!(item, Item::Known(t) if t.dtype() == DType::I64 && t.shape().len() == 1);
+    if parts.iter().all(is_list) {
+        return list(&all_known);
+    }
+    let values = parts
+        .iter()
+        .map(|item| n.g.value(item))
+        .collect::<Result<Vec<_>, _>>()?;
+    let rank = n.g.sizes(values[0])?.len();
+    let axis = n.axis(n.i("axis", 1), rank)?;
+    one(n.g.concat(&values, axis)?)
+}
+
+fn crop_or_pad(n: &mut Node<'_>) -> Results {
+    let mut x = n.x(0)?;
+    let rank = n.g.fixed(x)?.len();
+    let target = sizes(&n.integers(1)?.unwrap_or_default())?;
+    let axes = match n.ints("axes") {
+        Some(axes) => n.axes(&axes, rank)?,
+        None => (0..rank).collect(),
+    };
+    for (&axis, &size) in axes.iter().zip(&target) {
+        let own = n.g.fixed(x)?[axis];
+        if size < own {
+            let start = (own - size) / 2;
+            x = n.g.part(x, axis, (start, start + size))?;
+        } else if size > own {
+            let (mut before, mut after) = (vec![0; rank], vec![0; rank]);
+            before[axis] = (size - own) / 2;
+            after[axis] = size - own - before[axis];
+            x = n.g.call("pad", &[x], json!([before, after, 0.0]))?;
+        }
+    }
+    one(x)
+}
+
+pub(super) fn convert(n: &mut Node<'_>) -> Results {
+    match n.operator() {
+        "Constant" => constant(n),
+        "ConstantOfShape" => {
+            let shape = sizes(&n.integers(0)?.unwrap_or_default())?;
+            let value = match n.attribute("value").and_then(|a| a.t.as_ref()) {
+                Some(value) => tensor::read(value).or_else(|why| refuse(why.to_string()))?,
+                None => HostTensor::from_f32(&[1], &[0.0])?,
+            };
+            if shape.contains(&0) {
+                let shape = shape.iter().map(|&n| n as usize).collect();
+                return known(HostTensor::new(value.dtype(), shape, Vec::new())?);
+            }
+            let count = shape.iter().try_fold(1u64, |n, &size| n.checked_mul(size));
+            let count = count.unwrap_or(u64::MAX);
+            if count <= 1024 {
+                let shape = shape.iter().map(|&n| n as usize).collect();
+                let bytes = value.bytes().repeat(count as usize);
+                return known(HostTensor::new(value.dtype(), shape, bytes)?);
+            }
+            let x = n.g.constant(&value)?;
+            let x = n.g.reshape(x, &[])?;
+            one(n.g.call("expand", &[x], json!([shape]))?)
+        }
+        "Shape" => {
+            let shape = shape_of(n, 0)?;
+            let rank = shape.len() as i64;
+            let at = |i: i64| (if i < 0 { i + rank } else { i }).clamp(0, rank) as usize;
+            let (start, end) = (at(n.i("start", 0)), at(n.i("end", rank)));
+            let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+            list(shape.get(start..end).unwrap_or_default())
+        }
+        "Size" => {
+            let shape = shape_of(n, 0)?;
+            let x = n.item(0)?;
+            if shape.contains(&0) && matches!(x, Item::Computed(_)) {
+                return refuse("the number of elements depends on the batch");
+            }
+            let count = shape.iter().product::<u64>() as i64;
+            known(HostTensor::from_i64(&[], &[count])?)
+        }
+        "Reshape" => reshape(n),
+        "Flatten" => {
+            let x = n.x(0)?;
+            let sizes = n.g.sizes(x)?;
+            let axis = n.i("axis", 1);
+            let axis = if axis == sizes.len() as i64 {
+                sizes.len()
+            } else {
+                n.axis(axis, sizes.len())?
+            };
+            let (lead, rest) = sizes.split_at(axis);
+            let product = |list: &[u64]| -> u64 {
+                // With the batch among several sizes, it has to be what is left.
+                list.iter().filter(|&&n| n > 0).product()
+            };
+            let batch = lead.contains(&0);
+            if batch && lead.len() > 1 && product(lead) > 1 {
+                return refuse("the batch is merged with other sizes");
+            }
+            let first = if batch { 0 } else { product(lead) };
+            one(n.g.reshape(x, &[first, product(rest)])?)
+        }
+        "Squeeze" => squeeze(n, false),
+        "Unsqueeze" => squeeze(n, true),
+        "Transpose" => {
+            let x = n.x(0)?;
+            let rank = n.g.sizes(x)?.len();
+            let order = match n.ints("perm") {
+                Some(order) => n.axes(&order, rank)?,
+                None => (0..rank).rev().collect(),
+            };
+            one(n.g.permute(x, &order)?)
+        }
+        "Concat" => concat(n),
+        "Split" => split(n),
+        "Slice" => slice(n),
+        "Expand" => {
+            let x = n.x(0)?;
+            let target = sizes(&n.integers(1)?.unwrap_or_default())?;
+            let own = n.g.sizes(x)?;
+            let rank = own.len().max(target.len());
+            let of = |list: &[u64], i: usize| match (i + list.len()).checked_sub(rank) {
+                Some(i) => list[i],
+                None => 1,
+            };
+            let shape: Vec<u64> = (0..rank)
+                .map(|i| match (of(&own, i), of(&target, i)) {
+                    (own, 1) => own,
+                    (_, target) => target,
+                })
+                .collect();
+            if shape == own {
+                return one(x);
+            }
+            one(n.g.call("expand", &[x], json!([shape]))?)
+        }
+        "Tile" => {
+            let mut x = n.x(0)?;
+            let repeats = sizes(&n.integers(1)?.unwrap_or_default())?;
+            for (axis, &count) in repeats.iter().enumerate() {
+                if count == 0 || count > 256 {
+                    return refuse(format!("{count} repetitions"));
+                }
+                x = n.g.concat(&vec![x; count as usize], axis)?;
+            }
+            one(x)
+        }
+        "Pad" => pad(n),
+        "Gather" => gather(n, "take"),
+        "GatherElements" => gather(n, "gather"),
+        "GatherND" => gather_nd(n),
+        "ScatterElements" | "Scatter" => scatter(n),
+        "ScatterND" => scatter_nd(n),
+        "OneHot" => one_hot(n),
+        "DepthToSpace" => blocks(n, true),
+        "SpaceToDepth" => blocks(n, false),
+        "Trilu" => trilu(n),
+        "EyeLike" => {
+            let shape = shape_of(n, 0)?;
+            let &[rows, columns] = &shape[..] else {
+                return refuse("it takes a matrix");
+            };
+            if rows.saturating_mul(columns) > 1 << 24 {
+                return refuse("its matrix is too large");
+            }
+            let offset = n.i("k", 0);
+            let hits = (0..rows as i64).flat_map(|row| {
+                (0..columns as i64).map(move |column| u8::from(column - row == offset))
+            });
+            let shape = vec![rows as usize, columns as usize];
+            let eye = HostTensor::new(DType::Bool, shape, hits.collect())?;
+            let eye = n.g.constant(&eye)?;
+            let to = match n.attribute("dtype") {
+                Some(a) => tensor::dtype(a.i as i32).map(tensor::computed),
+                None => {
+                    let x = n.x(0)?;
+                    Some(n.g.dtype(x)?)
+                }
+            };
+            match to {
+                Some(to) => one(n.g.cast(eye, to)?),
+                None => refuse("its type is not supported"),
+            }
+        }
+        "Range" => range(n),
+        "CenterCropPad" => crop_or_pad(n),
+        _ => Ok(None),
+    }
+}
