@@ -271,6 +271,57 @@ fn digits_are_learned_recorded_and_recognised() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("supports CUDA up to 12.8"));
 }
 
+#[test]
+fn an_onnx_model_is_imported_and_recognises_digits() {
+    let home = Home::new();
+    let folder = home.folder.path();
+    let (weights, names) = (folder.join("digits.safetensors"), folder.join("names.txt"));
+    std::fs::write(&names, "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n").unwrap();
+    let import = |model: &str, more: &[&str]| {
+        let mut command = home.hangar(&["import", model, "--output"]);
+        command.arg(&weights).args(more).output().unwrap()
+    };
+    let model = "tests/fixtures/digits.onnx";
+    let normal = ["--mean", "0.1307", "--deviation", "0.3081", "--classes"];
+    let with_names = [&normal[..], &[names.to_str().unwrap()]].concat();
+    let imported = import(model, &with_names);
+    let text = String::from_utf8_lossy(&imported.stdout).into_owned();
+    assert!(
+        text.contains("[batch, 1, 28, 28] → [batch, 10], 56592 parameters"),
+        "{text}"
+    );
+    let infer = [
+        "--json",
+        "run",
+        "imported",
+        "infer",
+        "--data",
+        "tests/data/mnist10k",
+        "--weights",
+    ];
+    let record = json(&home.hangar(&infer).arg(&weights).output().unwrap());
+    assert_eq!(record["state"], "completed", "{record}");
+    // 1,888 of 2,000, as the plugin that trained it has it.
+    let accuracy = record["latest_metrics"]["accuracy"].as_f64().unwrap();
+    assert!((accuracy - 94.4).abs() < 0.01, "{accuracy}");
+    let refusals = [
+        (import("tests/fixtures/README.md", &[]), "no ONNX model"),
+        (
+            import(model, &["--mean", "0.1,0.2", "--deviation", "1,1"]),
+            "channels",
+        ),
+        (import(model, &["--classes", model]), "cannot read"),
+        (import("/nowhere.onnx", &[]), "/nowhere.onnx"),
+    ];
+    for (output, why) in refusals {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && text.contains(why),
+            "{why}: {text}"
+        );
+    }
+}
+
 /// The class names in a checkpoint's header.
 fn data_weights(path: &Path) -> String {
     let bytes = std::fs::read(path).unwrap();
@@ -314,7 +365,10 @@ fn bad_input_gets_one_clear_error() {
     let missing = home.refused(&["run", "digits", "train", "--data", "/nowhere"]);
     assert!(missing.contains("/nowhere"), "{missing}");
     let unknown = home.refused(&["run", "letters", "train", "--data", "."]);
-    assert!(unknown.contains("digits, spoken-digits"), "{unknown}");
+    assert!(
+        unknown.contains("digits, imported, spoken-digits"),
+        "{unknown}"
+    );
     assert!(home.tasks().is_empty(), "nothing was left behind");
     let sounds = home.folder.path().join("sounds");
     std::fs::create_dir(&sounds).unwrap();

@@ -1,6 +1,7 @@
-//! The project's chores: `cargo xtask demo`, `build`, `test [--full]`, `kernels [--check]`.
+//! The project's chores: `cargo xtask demo`, `build`, `test [--full]`, `kernels [--check]`, `onnx`.
 
 mod kernels;
+mod onnx;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -15,7 +16,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--full]  every test that needs only rustup and C and C++ compilers; --full runs the full counts of
                  long tests
   kernels [--check]
-                 the CUDA kernels' PTX and docs/kernels.md, with nvcc from PyPI; --check only compares";
+                 the CUDA kernels' PTX and docs/kernels.md, with nvcc from PyPI; --check only compares
+  onnx           ONNX's own test cases, with its package from PyPI";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["test"] => test(false),
         ["test", "--full"] => test(true),
         ["kernels"] => kernels::kernels(&root(), false),
+        ["onnx"] => onnx::onnx(&root()),
         ["kernels", "--check"] => kernels::kernels(&root(), true),
         _ => {
             eprintln!("{USAGE}");

@@ -368,3 +368,105 @@ impl Node<'_> {
         axes.iter().map(|&axis| self.axis(axis, rank)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::proto::{
+        DimensionProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    };
+
+    fn value(name: &str, sizes: &[Option<i64>]) -> ValueInfoProto {
+        let dim = |size: &Option<i64>| DimensionProto {
+            dim_value: *size,
+            dim_param: None,
+        };
+        let tensor = TensorTypeProto {
+            elem_type: 1,
+            shape: Some(TensorShapeProto {
+                dim: sizes.iter().map(dim).collect(),
+            }),
+        };
+        ValueInfoProto {
+            name: name.to_owned(),
+            r#type: Some(TypeProto {
+                tensor_type: Some(tensor),
+            }),
+        }
+    }
+
+    fn model(operators: &[&str], sizes: &[Option<i64>]) -> Vec<u8> {
+        let node = |(i, op): (usize, &&str)| NodeProto {
+            input: vec![format!("v{i}")],
+            output: vec![format!("v{}", i + 1)],
+            op_type: (*op).to_owned(),
+            ..NodeProto::default()
+        };
+        let graph = GraphProto {
+            node: operators.iter().enumerate().map(node).collect(),
+            input: vec![value("v0", sizes)],
+            output: vec![value(&format!("v{}", operators.len()), sizes)],
+            ..GraphProto::default()
+        };
+        let model = ModelProto {
+            graph: Some(graph),
+            ..ModelProto::default()
+        };
+        model.encode_to_vec()
+    }
+
+    fn imported(operators: &[&str], sizes: &[Option<i64>]) -> Result<Imported, Error> {
+        import(
+            &Model::parse(&model(operators, sizes)).unwrap(),
+            &HashMap::new(),
+        )
+    }
+
+    #[test]
+    fn every_operator_that_is_not_supported_is_named_once() {
+        let refused = imported(&["LSTM", "Relu", "Loop", "LSTM"], &[Some(3)]).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "operators that are not supported: LSTM, Loop"
+        );
+    }
+
+    #[test]
+    fn a_first_size_without_a_number_is_the_batch_and_another_is_refused() {
+        let relu = imported(&["Relu"], &[None, Some(3)]).unwrap();
+        assert_eq!(relu.inputs[0].dims, [Dim::Batch(1), Dim::Fixed(3)]);
+        assert_eq!(relu.outputs[0].dims, [Dim::Batch(1), Dim::Fixed(3)]);
+        let refused = imported(&["Relu"], &[Some(3), None]).unwrap_err();
+        assert!(refused.to_string().contains("axis 1"), "{refused}");
+    }
+
+    #[test]
+    fn normalising_moves_what_follows_the_input() {
+        let mut relu = imported(&["Relu"], &[None, Some(2), Some(4), Some(4)]).unwrap();
+        relu.rename_input("x");
+        relu.normalize(&[0.5, 0.25], &[2.0, 4.0]).unwrap();
+        let ops: Vec<&str> = relu.calls.iter().map(|call| &*call.0).collect();
+        let expected = [
+            "input", "constant", "constant", "sub", "mul", "relu", "output",
+        ];
+        assert_eq!(ops, expected);
+        assert_eq!(relu.calls[5].1, [4]);
+        assert_eq!(relu.calls[6].1, [5]);
+        for (mean, deviation) in [(&[0.5][..], &[1.0][..]), (&[0.5, 0.5], &[1.0, 0.0])] {
+            assert!(relu.normalize(mean, deviation).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_no_model_is_refused() {
+        for bytes in [&b"\xff\xff\xff"[..], b"hello", b""] {
+            let refused = Model::parse(bytes).unwrap_err();
+            assert!(
+                refused.to_string().starts_with("no ONNX model"),
+                "{refused}"
+            );
+        }
+    }
+}

@@ -8,7 +8,7 @@ use hangar_sdk::host::graph::Builder;
 use hangar_sdk::host::model::{Plan, Session, weights_metadata};
 use hangar_sdk::host::task;
 use hangar_sdk::host::types::Dtype;
-use hangar_sdk::metrics::top;
+use hangar_sdk::metrics::{ConfusionMatrix, top};
 use hangar_sdk::train::lease;
 use hangar_sdk::{Input, Parameters, Result, error};
 use serde_json::{Value, json};
@@ -80,10 +80,10 @@ impl Model {
     }
 }
 
-fn read(session: &Session) -> Result<Vec<f32>> {
+fn read(session: &Session, output: &str) -> Result<Vec<f32>> {
     let mut bytes = Vec::new();
     loop {
-        let piece = session.read(0, FIRST, bytes.len() as u64, READ_BYTES)?;
+        let piece = session.read(0, output, bytes.len() as u64, READ_BYTES)?;
         let last = piece.len() < READ_BYTES as usize;
         bytes.extend(piece);
         if last {
@@ -139,6 +139,15 @@ fn infer() -> Result<()> {
         let message = format!("samples are {given:?}, the model takes {expected:?}");
         return Err(error("model.input", message));
     }
+    // Samples' own classes tell how often the model is right.
+    let labels = dataset.classes();
+    let judged = !labels.is_empty() && labels == model.classes;
+    if judged {
+        let y = model.builder.input("y", Dtype::Int64, &[0])?;
+        let label = model.builder.cast(y, Dtype::Float32)?;
+        model.builder.output("label", label)?;
+    }
+    let mut matrix = ConfusionMatrix::new(labels.len());
     let plan = Plan::create(&model.builder, size, &[])?;
     let lease = lease(&[&plan])?;
     let session = Session::open(&[&plan], &lease)?;
@@ -150,7 +159,12 @@ fn infer() -> Result<()> {
         if samples == 0 {
             break;
         }
-        let numbers = read(&session)?;
+        let numbers = read(&session, FIRST)?;
+        let truths = if judged {
+            read(&session, "label")?
+        } else {
+            Vec::new()
+        };
         let each = numbers.len() / samples.max(1) as usize;
         if each == 0 || each > MOST_NUMBERS {
             let message = format!("{each} numbers a sample are not 1 to {MOST_NUMBERS}");
@@ -160,12 +174,21 @@ fn infer() -> Result<()> {
         for (i, numbers) in (done..).zip(numbers.chunks_exact(each)) {
             lines += &line(&dataset.name(i)?, numbers, &model.classes, count);
         }
+        for (numbers, truth) in numbers.chunks_exact(each).zip(truths) {
+            if let Some(&(predicted, _)) = top(numbers, 1).first() {
+                matrix.add(truth as usize, predicted);
+            }
+        }
         task::artifact(ARTIFACT, lines.as_bytes())?;
         done += u64::from(samples);
         let message = format!("{done} of {total} samples");
         task::progress(done as f64 / total.max(1) as f64, &message);
     }
-    task::metrics(1, 1, "completed", &[("samples".to_owned(), done as f64)]);
+    let mut values = vec![("samples".to_owned(), done as f64)];
+    if let Some(accuracy) = matrix.accuracy() {
+        values.push(("accuracy".to_owned(), 100.0 * accuracy));
+    }
+    task::metrics(1, 1, "completed", &values);
     task::log("info", &format!("{done} results in {ARTIFACT}"));
     Ok(())
 }
