@@ -8,6 +8,7 @@
 )]
 
 mod gpu;
+mod models;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -258,6 +259,19 @@ fn digits_are_learned_recorded_and_recognised() {
     );
     assert_eq!(record["state"], "completed", "{record}");
     assert_eq!(home.tasks().len(), 2);
+    // A training that starts from these weights starts where they were, not at 10 %.
+    let mut further = home.hangar(&train);
+    further.arg(home.folder.path().join("further"));
+    further.args(["--param", "learning_rate=0.00000001", "--weights"]);
+    let record = json(
+        &further
+            .arg(results.join("best.safetensors"))
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(record["state"], "completed", "{record}");
+    let start = record["latest_metrics"]["val_acc"].as_f64().unwrap();
+    assert!(start > 85.0, "{record}");
     let gpu = [
         "run",
         "digits",

@@ -22,7 +22,7 @@ struct Inner {
     builder: Builder,
     mode: Mode,
     seed: u64,
-    parameters: RefCell<Vec<u32>>,
+    parameters: RefCell<Vec<(String, u32)>>,
 }
 
 /// A graph under construction. Graphs of one session share parameters by name, so the graph to
@@ -71,7 +71,7 @@ impl Graph {
             .0
             .builder
             .parameter(name, shape, initializer, self.0.seed)?;
-        self.0.parameters.borrow_mut().push(id);
+        self.0.parameters.borrow_mut().push((name.to_owned(), id));
         Ok(self.tensor(id))
     }
 
@@ -89,9 +89,37 @@ impl Graph {
         Ok(self.tensor(self.0.builder.constant(Dtype::Float32, shape, &bytes)?))
     }
 
+    /// The parameters so far, with their names.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        let parameters = self.0.parameters.borrow();
+        let named = parameters
+            .iter()
+            .map(|(name, id)| (name.clone(), self.tensor(*id)));
+        named.collect()
+    }
+
+    /// The gradient of `loss` for every parameter, in the order of [`Graph::parameters`].
+    pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
+        let parameters: Vec<u32> = self
+            .0
+            .parameters
+            .borrow()
+            .iter()
+            .map(|(_, id)| *id)
+            .collect();
+        let gradients = self.0.builder.gradients(loss.id, &parameters)?;
+        Ok(gradients.into_iter().map(|id| self.tensor(id)).collect())
+    }
+
     /// Adds the gradients of `loss` and a step of `optimizer` for every parameter of the graph.
     pub fn minimize(&self, loss: &Tensor, optimizer: &Optimizer) -> Result<()> {
-        let parameters = self.0.parameters.borrow();
+        let parameters: Vec<u32> = self
+            .0
+            .parameters
+            .borrow()
+            .iter()
+            .map(|(_, id)| *id)
+            .collect();
         let gradients = self.0.builder.gradients(loss.id, &parameters)?;
         let builder = &self.0.builder;
         match *optimizer {
@@ -318,6 +346,11 @@ impl Tensor {
             .tensor(self.graph.builder().gelu(self.id, false)?))
     }
 
+    /// x · Φ(x) in its tanh form.
+    pub fn gelu_tanh(&self) -> Result<Tensor> {
+        Ok(self.graph.tensor(self.graph.builder().gelu(self.id, true)?))
+    }
+
     /// The same numbers as another dtype.
     pub fn cast(&self, element: Dtype) -> Result<Tensor> {
         Ok(self
@@ -492,6 +525,27 @@ impl Tensor {
             .tensor(builder.l2_normalize(self.id, axes, epsilon)?))
     }
 
+    /// x · weightᵀ + bias: weight `[out, in]`, bias `[out]`.
+    pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        let bias = bias.map(|bias| bias.id);
+        Ok(self.graph.tensor(builder.linear(self.id, weight.id, bias)?))
+    }
+
+    /// softmax(scale·q·kᵀ + bias)·v with this as q `[…, queries, features]`.
+    pub fn attention_scaled(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        bias: Option<&Tensor>,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        let bias = bias.map(|bias| bias.id);
+        let id = builder.attention(self.id, k.id, v.id, bias, false, Some(scale))?;
+        Ok(self.graph.tensor(id))
+    }
+
     /// softmax(q·kᵀ/√features + bias)·v with this as q `[…, queries, features]`, where `causal`
     /// only over keys that are not after the query.
     pub fn attention(
@@ -549,6 +603,15 @@ impl Tensor {
                 .builder()
                 .max_pool2d(self.id, window, window, none)?,
         ))
+    }
+
+    /// Largest element of windows of `window` × `window`, moved by `stride`, −∞ added around.
+    pub fn max_pool2d_strided(&self, window: u32, stride: u32, padding: u32) -> Result<Tensor> {
+        let builder = self.graph.builder();
+        let [window, stride, padding] = [window, stride, padding].map(|n| (n, n));
+        Ok(self
+            .graph
+            .tensor(builder.max_pool2d(self.id, window, stride, padding)?))
     }
 
     /// Mean of windows of `window` × `window`, moved by `window`; x `[batch, channels, height,

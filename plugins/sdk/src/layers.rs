@@ -3,11 +3,6 @@
 use crate::error::Result;
 use crate::graph::{Mode, Tensor};
 
-/// Running statistics move by this towards the batch's, PyTorch's default.
-const BATCH_NORM_MOMENTUM: f64 = 0.1;
-/// Added to the variance, PyTorch's default.
-const BATCH_NORM_EPSILON: f64 = 1e-5;
-
 /// The initializer of a bias next to a weight with this fan-in: ±1/√fan-in, PyTorch's default.
 fn bias_initializer(fan_in: u64) -> String {
     let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
@@ -18,30 +13,61 @@ fn bias_initializer(fan_in: u64) -> String {
 #[derive(Debug, Clone)]
 pub struct Linear {
     outputs: u32,
+    bias: bool,
+    initializer: &'static str,
+    names: [&'static str; 2],
 }
 
 impl Linear {
     /// A layer with `outputs` features.
     pub fn new(outputs: u32) -> Self {
-        Self { outputs }
+        Self {
+            outputs,
+            bias: true,
+            initializer: "torch-uniform",
+            names: ["weight", "bias"],
+        }
+    }
+
+    /// Leaves the bias out.
+    pub fn without_bias(self) -> Self {
+        Self {
+            bias: false,
+            ..self
+        }
+    }
+
+    /// Initialises the weight by `initializer` instead of `torch-uniform`, and the bias by zeros.
+    pub fn initializer(self, initializer: &'static str) -> Self {
+        Self {
+            initializer,
+            ..self
+        }
+    }
+
+    /// Names the parameters otherwise than `weight` and `bias`.
+    pub fn named(self, weight: &'static str, bias: &'static str) -> Self {
+        Self {
+            names: [weight, bias],
+            ..self
+        }
     }
 
     /// x `[…, in]` → `[…, out]`.
     pub fn apply(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         let graph = x.graph();
         let inputs = x.size(x.shape()?.len().saturating_sub(1))?;
-        let weight = graph.parameter(
-            &format!("{name}.weight"),
-            &[self.outputs, inputs],
-            "torch-uniform",
-        )?;
-        let bias = bias_initializer(u64::from(inputs));
-        let bias = graph.parameter(&format!("{name}.bias"), &[self.outputs], &bias)?;
-        Ok(graph.tensor(
-            graph
-                .builder()
-                .linear(x.id(), weight.id(), Some(bias.id()))?,
-        ))
+        let [weight, bias] = self.names.map(|own| format!("{name}.{own}"));
+        let weight = graph.parameter(&weight, &[self.outputs, inputs], self.initializer)?;
+        if !self.bias {
+            return x.linear(&weight, None);
+        }
+        let initial = match self.initializer {
+            "torch-uniform" => bias_initializer(u64::from(inputs)),
+            _ => "zeros".to_owned(),
+        };
+        let bias = graph.parameter(&bias, &[self.outputs], &initial)?;
+        x.linear(&weight, Some(&bias))
     }
 }
 
@@ -135,10 +161,26 @@ impl Conv2d {
 
 /// Batch normalisation over `[batch, channels, …]`. Parameters `NAME.weight` and `NAME.bias`,
 /// buffers `NAME.running_mean` and `NAME.running_var`, all `[channels]`.
-#[derive(Debug, Clone, Default)]
-pub struct BatchNorm2d;
+#[derive(Debug, Clone)]
+pub struct BatchNorm2d {
+    epsilon: f64,
+    momentum: f64,
+}
+
+impl Default for BatchNorm2d {
+    /// PyTorch's: 1e-5 and 0.1.
+    fn default() -> Self {
+        Self::new(1e-5, 0.1)
+    }
+}
 
 impl BatchNorm2d {
+    /// `epsilon` is added to the variance; running statistics move by `momentum` towards the
+    /// batch's.
+    pub fn new(epsilon: f64, momentum: f64) -> Self {
+        Self { epsilon, momentum }
+    }
+
     /// Normalises by the batch's statistics or the running ones, as the graph's mode says.
     pub fn apply(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         let graph = x.graph();
@@ -156,7 +198,7 @@ impl BatchNorm2d {
             .buffer(&format!("{name}.running_var"), &shape, "ones")?
             .id();
         let builder = graph.builder();
-        let epsilon = BATCH_NORM_EPSILON;
+        let epsilon = self.epsilon;
         let y = match graph.mode() {
             Mode::Train => builder.batch_norm_train(
                 x.id(),
@@ -164,7 +206,7 @@ impl BatchNorm2d {
                 bias,
                 mean,
                 variance,
-                BATCH_NORM_MOMENTUM,
+                self.momentum,
                 epsilon,
             )?,
             Mode::Evaluate => {
@@ -173,6 +215,48 @@ impl BatchNorm2d {
         };
         Ok(graph.tensor(y))
     }
+}
+
+/// The last axis with mean 0 and variance 1, then scaled and shifted. Parameters `NAME.weight` and
+/// `NAME.bias` `[features]`.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    /// `epsilon` is added to the variance.
+    pub fn new(epsilon: f64) -> Self {
+        Self { epsilon }
+    }
+
+    /// x `[…, features]`, and the same shape.
+    pub fn apply(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let graph = x.graph();
+        let shape = [x.size(x.shape()?.len().saturating_sub(1))?];
+        let scale = graph.parameter(&format!("{name}.weight"), &shape, "ones")?;
+        let bias = graph.parameter(&format!("{name}.bias"), &shape, "zeros")?;
+        let builder = graph.builder();
+        let y = builder.layer_norm(x.id(), scale.id(), bias.id(), self.epsilon)?;
+        Ok(graph.tensor(y))
+    }
+}
+
+/// Attention of tokens among themselves: queries, keys and values `[batch, tokens, 3·width]`, one
+/// after the other, in so many heads → `[batch, tokens, width]`; where `causal` only of tokens
+/// before.
+pub fn multi_head_attention(qkv: &Tensor, heads: u32, causal: bool) -> Result<Tensor> {
+    let (tokens, width) = (qkv.size(1)?, qkv.size(2)? / 3);
+    let features = width.checked_div(heads).unwrap_or(0);
+    let qkv = qkv
+        .reshape(&[0, tokens, 3, heads, features])?
+        .permute(&[0, 2, 3, 1, 4])?;
+    let part = |i: u32| {
+        qkv.slice(1, i, i + 1)?
+            .reshape(&[0, heads, tokens, features])
+    };
+    let y = part(0)?.attention(&part(1)?, &part(2)?, None, causal)?;
+    y.permute(&[0, 2, 1, 3])?.reshape(&[0, tokens, width])
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub use bindings::hangar::pipeline as host;
 pub use error::{Error, Result, error};
 pub use graph::{Graph, Mode, Tensor};
 pub use input::Input;
-pub use layers::{BatchNorm2d, Conv2d, Linear};
+pub use layers::{BatchNorm2d, Conv2d, LayerNorm, Linear};
 pub use parameters::{Parameters, Property};
 pub use pipeline::{Model, Optimizer, Pipeline, Training};
 pub use schedule::Schedule;

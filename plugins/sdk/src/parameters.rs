@@ -35,6 +35,11 @@ impl Property {
         Self::new(name, "boolean", json!(default), description)
     }
 
+    /// Any text.
+    pub fn text(name: &'static str, default: &str, description: &str) -> Self {
+        Self::new(name, "string", json!(default), description)
+    }
+
     /// One of `choices`.
     pub fn choice(name: &'static str, default: &str, choices: &[&str], description: &str) -> Self {
         Self::new(name, "string", json!(default), description).with("enum", json!(choices))

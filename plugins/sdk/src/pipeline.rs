@@ -210,6 +210,12 @@ impl Pipeline {
                 "Seed of initial parameters, order, augmentation and split",
             )
             .minimum(0),
+            Property::text(
+                "head",
+                "",
+                "Start of the names of parameters that start anew where the weights to start from \
+                 have others, such as `fc.`",
+            ),
             Property::boolean(
                 "shuffle",
                 true,

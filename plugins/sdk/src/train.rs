@@ -6,7 +6,7 @@ use crate::error::{Error, Result, error};
 use crate::graph::{Graph, Mode, Tensor};
 use crate::host::data::{Dataset, Loader, granted};
 use crate::host::devices::{Lease, Request};
-use crate::host::model::{Plan, Session, reserve};
+use crate::host::model::{Plan, Session, reserve, weights_metadata};
 use crate::host::task;
 use crate::host::types::Dtype;
 use crate::parameters::Parameters;
@@ -31,6 +31,7 @@ struct Settings {
     validation_fraction: f64,
     seed: u64,
     shuffle: bool,
+    head: String,
 }
 
 impl Settings {
@@ -64,6 +65,7 @@ impl Settings {
             validation_fraction: parameters.number("validation_fraction")?,
             seed: parameters.integer("seed")?,
             shuffle: parameters.boolean("shuffle")?,
+            head: parameters.text("head")?.to_owned(),
         })
     }
 }
@@ -113,6 +115,39 @@ fn classifier(
     graph.output("loss", &loss)?;
     graph.output("correct", &logits.correct(&y)?)?;
     Ok(loss)
+}
+
+/// Tensors that PyTorch saves beside parameters: counters, and tables that are computed here.
+const NOT_PARAMETERS: [&str; 3] = [
+    "num_batches_tracked",
+    "relative_coords_table",
+    "relative_position_index",
+];
+
+/// Loads the weights that the user gave to the task, if any. Parameters whose names begin with
+/// `head` start anew where the weights have none of their shape. Errors: as of
+/// [`Session::load_adapted`].
+pub fn start_from_weights(session: &Session, head: &str) -> Result<()> {
+    match weights_metadata() {
+        Err(error) if error.code == "weights.none" => return Ok(()),
+        other => other?,
+    };
+    let mut options: Vec<_> = NOT_PARAMETERS
+        .map(|name| ("ignore".to_owned(), name.to_owned()))
+        .to_vec();
+    if !head.is_empty() {
+        options.push(("replace".to_owned(), head.to_owned()));
+    }
+    let anew = session.load_adapted(&options)?;
+    let message = match anew.is_empty() {
+        true => "starting from the weights given".to_owned(),
+        false => format!(
+            "starting from the weights given, but for {}",
+            anew.join(", ")
+        ),
+    };
+    task::log("info", &message);
+    Ok(())
 }
 
 /// Asks for the task's device with the memory that a session of these plans needs, and says in the
@@ -302,6 +337,7 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     let plans = [&train, &evaluate];
     let lease = lease(&plans)?;
     let session = Session::open(&plans, &lease)?;
+    start_from_weights(&session, &settings.head)?;
     let options = settings.schedule.options(settings.epochs, training.steps());
     session.learning_rate(settings.learning_rate, settings.schedule.name(), &options)?;
     let best = f64::NEG_INFINITY;

@@ -23,7 +23,7 @@ fn resnet(x: &Tensor, classes: u32) -> Result<Tensor> {
         .affine(1.0, FLOOR)?
         .log()?
         .reshape(&[0, 1, frequencies, times])?;
-    let spectrogram = BatchNorm2d.apply(&decibels, "norm")?;
+    let spectrogram = BatchNorm2d::default().apply(&decibels, "norm")?;
     small_resnet(&spectrogram, &[16, 32, 64], classes)
 }
 

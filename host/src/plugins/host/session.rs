@@ -295,21 +295,58 @@ impl model::HostSession for State {
     }
 
     fn load(&mut self, session: Resource<Session>) -> Result<()> {
+        self.load_adapted(session, Vec::new()).map(|_| ())
+    }
+
+    fn load_adapted(
+        &mut self,
+        session: Resource<Session>,
+        options: Vec<(String, String)>,
+    ) -> Result<Vec<String>> {
         self.check_cancelled()?;
-        let weights = data::weights::load(self.weights()?)?;
+        if let Some((name, _)) = options
+            .iter()
+            .find(|(name, _)| !matches!(&**name, "ignore" | "replace"))
+        {
+            let message = format!("`{name}` is not an option of loading; it has ignore, replace");
+            return Err(HostError::new("option.unknown", message));
+        }
+        let matches = |option: &str, fits: &dyn Fn(&str) -> bool| {
+            let mut given = options.iter().filter(|(name, _)| name == option);
+            given.any(|(_, value)| fits(value))
+        };
+        let mut weights = data::weights::load(self.weights()?)?;
+        weights
+            .tensors
+            .retain(|(name, _)| !matches("ignore", &|end| name.ends_with(end)));
         let session = self.table.get_mut(&session)?;
-        let wanted: HashMap<String, Vec<usize>> = session
+        let mut wanted: HashMap<String, Vec<usize>> = session
             .session
             .parameters()
             .into_iter()
             .filter(|parameter| parameter.role != Role::OptimizerState)
             .map(|parameter| (parameter.name, parameter.shape))
             .collect();
+        // What is replaced stays as it is where the file has nothing that fits.
+        let fits = |name: &str, shape: &[usize]| {
+            let mut given = weights.tensors.iter();
+            given.any(|(own, tensor)| own == name && tensor.shape() == shape)
+        };
+        let mut kept: Vec<String> = wanted
+            .iter()
+            .filter(|(name, shape)| {
+                matches("replace", &|start| name.starts_with(start)) && !fits(name, shape)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        kept.sort();
+        wanted.retain(|name, _| !kept.contains(name));
+        weights.tensors.retain(|(name, _)| !kept.contains(name));
         check_weights(&wanted, &weights.tensors)?;
         for (name, tensor) in &weights.tensors {
             session.on_device(|session| session.upload(name, tensor))?;
         }
-        Ok(())
+        Ok(kept)
     }
 
     fn drop(&mut self, session: Resource<Session>) -> wasmtime::Result<()> {
