@@ -380,7 +380,7 @@ fn bad_input_gets_one_clear_error() {
     assert!(missing.contains("/nowhere"), "{missing}");
     let unknown = home.refused(&["run", "letters", "train", "--data", "."]);
     assert!(
-        unknown.contains("digits, imported, spoken-digits"),
+        unknown.contains("digits, imported, reference-models, spoken-digits"),
         "{unknown}"
     );
     assert!(home.tasks().is_empty(), "nothing was left behind");

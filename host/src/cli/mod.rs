@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod folders;
 mod import;
 mod new;
@@ -51,6 +52,8 @@ enum Command {
         /// The plugin's name, and the folder's.
         name: String,
     },
+    /// Times a model of the bundled plugin `reference-models`.
+    Bench(bench::Arguments),
     /// Reads an ONNX model into a file of weights for the plugin `imported`.
     Import(import::Arguments),
     /// Runs one task of a plugin to its end, without a server.
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
             Folders::new(&cli.folders).and_then(|folders| serve::serve(&folders, &arguments))
         }
         Command::New { name } => new::new(&name),
+        Command::Bench(arguments) => bench::bench(&arguments),
         Command::Import(arguments) => import::import(&arguments),
         Command::Gpus => gpus(cli.json),
         Command::Plugins => Folders::new(&cli.folders).and_then(|folders| list(&folders, cli.json)),

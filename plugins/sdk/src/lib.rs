@@ -44,6 +44,6 @@ pub use error::{Error, Result, error};
 pub use graph::{Graph, Mode, Tensor};
 pub use input::Input;
 pub use layers::{BatchNorm2d, Conv2d, LayerNorm, Linear};
-pub use parameters::{Parameters, Property};
+pub use parameters::{Parameters, Property, schema};
 pub use pipeline::{Model, Optimizer, Pipeline, Training};
 pub use schedule::Schedule;

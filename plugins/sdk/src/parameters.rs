@@ -67,7 +67,7 @@ impl Property {
 }
 
 /// The JSON Schema object of these properties.
-pub(crate) fn schema(properties: Vec<Property>) -> Value {
+pub fn schema(properties: Vec<Property>) -> Value {
     let properties: Map<String, Value> = properties
         .into_iter()
         .map(|property| (property.name.to_owned(), Value::Object(property.schema)))

@@ -6,10 +6,11 @@ include!("../../template/files.rs");
 
 #[test]
 fn the_template_holds_every_file_of_the_sdk_and_the_contract() {
-    for folder in ["src", "wit"] {
+    for folder in ["src", "src/models", "wit"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-        for entry in std::fs::read_dir(path).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
+        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
+        for entry in entries.filter(|entry| entry.path().is_file()) {
+            let name = entry.file_name().into_string().unwrap();
             let file = format!("hangar-sdk/{folder}/{name}");
             assert!(
                 FILES.iter().any(|(path, _)| *path == file),
