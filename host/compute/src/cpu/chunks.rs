@@ -4,6 +4,13 @@
 /// number of threads.
 pub(crate) const CHUNK: usize = 1 << 14;
 
+/// Runs a loop compiled for the widest vectors of this processor. What the loop calls has to be
+/// inlined; results do not depend on the vectors, as nothing is fused or reordered.
+#[inline(always)]
+pub(crate) fn vectorized(work: impl FnOnce()) {
+    pulp::Arch::new().dispatch(work);
+}
+
 /// Calls `work` with the number of every chunk of `size` elements and the chunk, side by side where
 /// `parallel`.
 pub(crate) fn chunks<T: Send>(

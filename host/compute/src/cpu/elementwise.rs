@@ -2,16 +2,13 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use super::chunks::{CHUNK, chunks};
+use super::chunks::{CHUNK, chunks, vectorized};
+use super::math::{erf, exp, sigmoid, tanh};
 use crate::ops::elementwise::{Binary, Comparison, Logic, Unary};
 use crate::walk::{Walk, broadcast};
 
 /// √(2/π), of the tanh form of GELU.
 const TANH_SCALE: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
 
 fn hard_sigmoid(x: f32) -> f32 {
     (x / 6.0 + 0.5).clamp(0.0, 1.0)
@@ -36,9 +33,11 @@ pub(crate) fn map(
     f: impl Fn(f32) -> f32 + Sync + Send,
 ) {
     chunks(parallel, out, CHUNK, |i, out| {
-        for (y, &x) in out.iter_mut().zip(&x[i * CHUNK..]) {
-            *y = f(x);
-        }
+        vectorized(|| {
+            for (y, &x) in out.iter_mut().zip(&x[i * CHUNK..]) {
+                *y = f(x);
+            }
+        });
     });
 }
 
@@ -51,9 +50,11 @@ fn zip(
     f: impl Fn(f32, f32) -> f32 + Sync + Send,
 ) {
     chunks(parallel, out, CHUNK, |i, out| {
-        for ((y, &a), &b) in out.iter_mut().zip(&a[i * CHUNK..]).zip(&b[i * CHUNK..]) {
-            *y = f(a, b);
-        }
+        vectorized(|| {
+            for ((y, &a), &b) in out.iter_mut().zip(&a[i * CHUNK..]).zip(&b[i * CHUNK..]) {
+                *y = f(a, b);
+            }
+        });
     });
 }
 
@@ -64,13 +65,13 @@ pub(crate) fn unary(parallel: bool, kind: Unary, x: &[f32], out: &mut [f32]) {
             map(parallel, x, out, |x| factor * x + offset);
         }
         Unary::Abs => map(parallel, x, out, f32::abs),
-        Unary::Exp => map(parallel, x, out, f32::exp),
+        Unary::Exp => map(parallel, x, out, exp),
         Unary::Log => map(parallel, x, out, f32::ln),
         Unary::Sqrt => map(parallel, x, out, f32::sqrt),
         Unary::Rsqrt => map(parallel, x, out, |x| 1.0 / x.sqrt()),
         Unary::Sin => map(parallel, x, out, f32::sin),
         Unary::Cos => map(parallel, x, out, f32::cos),
-        Unary::Erf => map(parallel, x, out, libm::erff),
+        Unary::Erf => map(parallel, x, out, erf),
         Unary::Pow { exponent } => map(parallel, x, out, |x| x.powf(exponent as f32)),
         // NaN stays NaN, as in PyTorch.
         Unary::Clamp { low, high } => {
@@ -92,15 +93,15 @@ pub(crate) fn unary(parallel: bool, kind: Unary, x: &[f32], out: &mut [f32]) {
         }
         Unary::Gelu => {
             map(parallel, x, out, |x| {
-                0.5 * x * (1.0 + libm::erff(x * FRAC_1_SQRT_2))
+                0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2))
             });
         }
         Unary::GeluTanh => map(parallel, x, out, |x| {
-            0.5 * x * (1.0 + (TANH_SCALE * (x + 0.044_715 * x * x * x)).tanh())
+            0.5 * x * (1.0 + tanh(TANH_SCALE * (x + 0.044_715 * x * x * x)))
         }),
         Unary::Silu => map(parallel, x, out, |x| x * sigmoid(x)),
         Unary::Sigmoid => map(parallel, x, out, sigmoid),
-        Unary::Tanh => map(parallel, x, out, f32::tanh),
+        Unary::Tanh => map(parallel, x, out, tanh),
         Unary::Elu { alpha } => {
             let alpha = alpha as f32;
             map(parallel, x, out, |x| {
@@ -137,7 +138,7 @@ pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32],
     match kind {
         Unary::Affine { factor, .. } => with(&|_| factor as f32),
         Unary::Abs => with(&sign),
-        Unary::Exp => with(&f32::exp),
+        Unary::Exp => zip(parallel, x, dy, out, |x, dy| dy * exp(x)),
         Unary::Log => with(&|x| 1.0 / x),
         Unary::Sqrt => with(&|x| 0.5 / x.sqrt()),
         Unary::Rsqrt => with(&|x| -0.5 / (x * x.sqrt())),
@@ -168,38 +169,33 @@ pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32],
             );
         }
         // Φ(x) + x·φ(x)
-        Unary::Gelu => with(&|x| {
-            let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (-0.5 * x * x).exp();
-            0.5 * (1.0 + libm::erff(x * FRAC_1_SQRT_2)) + x * density
+        Unary::Gelu => zip(parallel, x, dy, out, |x, dy| {
+            let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * exp(-0.5 * x * x);
+            dy * (0.5 * (1.0 + erf(x * FRAC_1_SQRT_2)) + x * density)
         }),
-        Unary::GeluTanh => with(&|x| {
-            let tanh = (TANH_SCALE * (x + 0.044_715 * x * x * x)).tanh();
+        Unary::GeluTanh => zip(parallel, x, dy, out, |x, dy| {
+            let t = tanh(TANH_SCALE * (x + 0.044_715 * x * x * x));
             let slope = TANH_SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
-            0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope
+            dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
         }),
-        Unary::Silu => with(&|x| {
+        Unary::Silu => zip(parallel, x, dy, out, |x, dy| {
             let s = sigmoid(x);
-            s * (1.0 + x * (1.0 - s))
+            dy * (s * (1.0 + x * (1.0 - s)))
         }),
-        Unary::Sigmoid => with(&|x| {
+        Unary::Sigmoid => zip(parallel, x, dy, out, |x, dy| {
             let s = sigmoid(x);
-            s * (1.0 - s)
+            dy * (s * (1.0 - s))
         }),
-        Unary::Tanh => with(&|x| {
-            let t = x.tanh();
-            1.0 - t * t
+        Unary::Tanh => zip(parallel, x, dy, out, |x, dy| {
+            let t = tanh(x);
+            dy * (1.0 - t * t)
         }),
         Unary::Elu { alpha } => with(&|x| if x > 0.0 { 1.0 } else { alpha as f32 * x.exp() }),
         Unary::Softplus => with(&sigmoid),
         Unary::HardSigmoid => with(&|x| if x.abs() < 3.0 { 1.0 / 6.0 } else { 0.0 }),
-        Unary::HardSwish => with(&|x| {
-            if x <= -3.0 {
-                0.0
-            } else if x < 3.0 {
-                x / 3.0 + 0.5
-            } else {
-                1.0
-            }
+        Unary::HardSwish => zip(parallel, x, dy, out, |x, dy| {
+            let inside = if x < 3.0 { x / 3.0 + 0.5 } else { 1.0 };
+            if x <= -3.0 { 0.0 } else { dy * inside }
         }),
         Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Round => out.fill(0.0),
         Unary::Tan => with(&|x| {

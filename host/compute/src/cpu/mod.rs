@@ -9,6 +9,7 @@ mod elementwise;
 mod index;
 mod layer_norm;
 mod loss;
+mod math;
 mod matmul;
 mod movement;
 mod norm;
