@@ -65,6 +65,25 @@ fn row(log: bool, x: &[f32], out: &mut [f32]) {
     });
 }
 
+fn row_gradient(log: bool, y: &[f32], dy: &[f32], out: &mut [f32]) {
+    vectorized(|| {
+        if log {
+            let sum: f32 = lanes(dy, 0.0, |sum, dy| sum + dy).into_iter().sum();
+            for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
+                *d = dy - exp(y) * sum;
+            }
+        } else {
+            for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
+                *d = y * dy;
+            }
+            let sum: f32 = lanes(out, 0.0, |sum, d| sum + d).into_iter().sum();
+            for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
+                *d = y * (dy - sum);
+            }
+        }
+    });
+}
+
 /// A fold in 16 lanes side by side, whose results are still to be joined.
 #[inline(always)]
 fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
@@ -98,6 +117,11 @@ pub(crate) fn gradient(
         let (y, dy) = (&y[i * blocks * block..], &dy[i * blocks * block..]);
         for first in (0..out.len()).step_by(block) {
             for column in first..first + inner {
+                if inner == 1 {
+                    let (y, dy) = (&y[first..first + size], &dy[first..first + size]);
+                    row_gradient(log, y, dy, &mut out[first..first + size]);
+                    continue;
+                }
                 let line = || (column..column + size * inner).step_by(inner);
                 let sum: f32 = line()
                     .map(|at| if log { dy[at] } else { y[at] * dy[at] })
