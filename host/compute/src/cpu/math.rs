@@ -41,7 +41,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 pub(super) fn tanh(x: f32) -> f32 {
     let z = x * x;
     let p = -5.704_988_6e-3;
-    let p = p * z + 2.063_908_9e-2;
+    let p = p * z + 2.063_908_8e-2;
     let p = p * z - 5.373_971e-2;
     let p = p * z + 0.133_314_42;
     let p = p * z - 0.333_332_8;
