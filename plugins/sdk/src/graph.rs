@@ -47,6 +47,11 @@ impl Graph {
         &self.0.builder
     }
 
+    /// The graph's seed, for random numbers of the layer of this number.
+    fn seed(&self, layer: u64) -> u64 {
+        self.0.seed.rotate_left(32) ^ layer
+    }
+
     /// How layers behave in this graph.
     pub fn mode(&self) -> Mode {
         self.0.mode
@@ -562,28 +567,28 @@ impl Tensor {
     }
 
     /// In training, elements set to 0 with this probability, the others scaled up; otherwise
-    /// unchanged.
-    pub fn dropout(&self, probability: f64, seed: u64) -> Result<Tensor> {
+    /// unchanged. Layers of one graph have different `layer` numbers.
+    pub fn dropout(&self, probability: f64, layer: u64) -> Result<Tensor> {
         match self.graph.mode() {
             Mode::Evaluate => Ok(self.clone()),
-            Mode::Train => {
-                Ok(self
-                    .graph
-                    .tensor(self.graph.builder().dropout(self.id, probability, seed)?))
-            }
+            Mode::Train => Ok(self.graph.tensor(self.graph.builder().dropout(
+                self.id,
+                probability,
+                self.graph.seed(layer),
+            )?)),
         }
     }
 
     /// In training, samples set to 0 with this probability, the others scaled up; otherwise
-    /// unchanged.
-    pub fn drop_path(&self, probability: f64, seed: u64) -> Result<Tensor> {
+    /// unchanged. Layers of one graph have different `layer` numbers.
+    pub fn drop_path(&self, probability: f64, layer: u64) -> Result<Tensor> {
         match self.graph.mode() {
             Mode::Evaluate => Ok(self.clone()),
-            Mode::Train => {
-                Ok(self
-                    .graph
-                    .tensor(self.graph.builder().drop_path(self.id, probability, seed)?))
-            }
+            Mode::Train => Ok(self.graph.tensor(self.graph.builder().drop_path(
+                self.id,
+                probability,
+                self.graph.seed(layer),
+            )?)),
         }
     }
 
