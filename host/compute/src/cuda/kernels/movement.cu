@@ -66,9 +66,10 @@ __device__ inline void slice_window(const T* x, T* y, const Window& w, Index n) 
         Index rest = i, offset = 0;
         for (int axis = int(w.rank) - 1; axis >= 0; axis--) {
             Index outer = rest / w.result[axis];
-            int at = w.starts[axis] + w.steps[axis] * int(rest - outer * w.result[axis]);
-            at -= at >= int(w.sizes[axis]) ? int(w.sizes[axis]) : 0;
-            offset += Index(at) * w.strides[axis];
+            // Below twice the size: without a sign that fits, and steps back come out right.
+            Index at = Index(w.starts[axis]) + Index(w.steps[axis]) * (rest - outer * w.result[axis]);
+            at -= at >= w.sizes[axis] ? w.sizes[axis] : 0;
+            offset += at * w.strides[axis];
             rest = outer;
         }
         y[i] = x[offset];
