@@ -47,6 +47,11 @@ impl Builder {
         self.graph.clone()
     }
 
+    /// See [`Graph::closed`].
+    pub fn closed(&self, x: Value) -> Option<Graph> {
+        self.graph.closed(x)
+    }
+
     /// The dtype and shape of a value.
     pub fn typed(&self, x: Value) -> Result<(DType, &Shape), Error> {
         self.operand(x).map(|n| (n.dtype, &n.shape))

@@ -25,6 +25,8 @@
 
 pub mod backend;
 pub mod builder;
+#[cfg(test)]
+mod conformance;
 pub mod cpu;
 pub mod cuda;
 pub mod dtype;
@@ -32,8 +34,6 @@ pub mod error;
 pub mod graph;
 pub mod initializer;
 mod opening;
-#[cfg(test)]
-mod operators;
 mod ops;
 mod passes;
 pub mod plan;

@@ -164,7 +164,7 @@ impl Graph {
             Item::Known(tensor) => return Ok(tensor.clone()),
             Item::Computed(value) => *value,
         };
-        let Some(graph) = self.builder.graph().closed(value) else {
+        let Some(graph) = self.builder.closed(value) else {
             return refuse("a value that has to be known when the model is imported is not");
         };
         let mut session = CpuBackend::new(1)?.open(vec![Plan::new(&graph, 1)?], u64::MAX)?;

@@ -210,7 +210,7 @@ pub fn import(model: &Model, known: &HashMap<String, HostTensor>) -> Result<Impo
     }
     for proto in &model.graph.node {
         let mut node = Node {
-            g: &mut graph,
+            graph: &mut graph,
             items: &items,
             proto,
             opset: model.opset,
@@ -268,7 +268,7 @@ pub fn import(model: &Model, known: &HashMap<String, HostTensor>) -> Result<Impo
 
 /// An operator of the model, and the computation that it is added to.
 pub(crate) struct Node<'a> {
-    pub(crate) g: &'a mut Graph,
+    pub(crate) graph: &'a mut Graph,
     items: &'a HashMap<String, Item>,
     pub(crate) proto: &'a NodeProto,
     pub(crate) opset: i64,
@@ -300,12 +300,12 @@ impl Node<'_> {
     /// The value of an operand.
     pub(crate) fn x(&mut self, i: usize) -> Result<Value, Refusal> {
         let item = self.item(i)?.clone();
-        self.g.value(&item)
+        self.graph.value(&item)
     }
 
     pub(crate) fn optional(&mut self, i: usize) -> Result<Option<Value>, Refusal> {
         match self.maybe(i).cloned() {
-            Some(item) => self.g.value(&item).map(Some),
+            Some(item) => self.graph.value(&item).map(Some),
             None => Ok(None),
         }
     }
@@ -317,12 +317,16 @@ impl Node<'_> {
 
     /// The integers of an operand, which must be known.
     pub(crate) fn integers(&self, i: usize) -> Result<Option<Vec<i64>>, Refusal> {
-        self.maybe(i).map(|item| self.g.integers(item)).transpose()
+        self.maybe(i)
+            .map(|item| self.graph.integers(item))
+            .transpose()
     }
 
     /// The numbers of an operand, which must be known.
     pub(crate) fn numbers(&self, i: usize) -> Result<Option<Vec<f64>>, Refusal> {
-        self.maybe(i).map(|item| self.g.numbers(item)).transpose()
+        self.maybe(i)
+            .map(|item| self.graph.numbers(item))
+            .transpose()
     }
 
     pub(crate) fn attribute(&self, name: &str) -> Option<&AttributeProto> {

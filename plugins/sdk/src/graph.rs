@@ -184,6 +184,11 @@ macro_rules! reduction {
 }
 
 impl Tensor {
+    /// What a call of the host's builder returns, as a tensor of the same graph.
+    fn apply(&self, call: impl FnOnce(&Builder) -> Result<u32>) -> Result<Tensor> {
+        Ok(self.graph.tensor(call(self.graph.builder())?))
+    }
+
     /// The graph it belongs to.
     pub fn graph(&self) -> &Graph {
         &self.graph
@@ -318,56 +323,42 @@ impl Tensor {
 
     /// x · factor + offset.
     pub fn affine(&self, factor: f64, offset: f64) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().affine(self.id, factor, offset)?))
+        self.apply(|builder| builder.affine(self.id, factor, offset))
     }
 
     /// xᵖ.
     pub fn pow(&self, exponent: f64) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().pow(self.id, exponent)?))
+        self.apply(|builder| builder.pow(self.id, exponent))
     }
 
     /// x limited to [low, high].
     pub fn clamp(&self, low: f64, high: f64) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().clamp(self.id, low, high)?))
+        self.apply(|builder| builder.clamp(self.id, low, high))
     }
 
     /// x where x > 0, else slope · x.
     pub fn leaky_relu(&self, slope: f64) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().leaky_relu(self.id, slope)?))
+        self.apply(|builder| builder.leaky_relu(self.id, slope))
     }
 
     /// x · Φ(x).
     pub fn gelu(&self) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().gelu(self.id, false)?))
+        self.apply(|builder| builder.gelu(self.id, false))
     }
 
     /// x · Φ(x) in its tanh form.
     pub fn gelu_tanh(&self) -> Result<Tensor> {
-        Ok(self.graph.tensor(self.graph.builder().gelu(self.id, true)?))
+        self.apply(|builder| builder.gelu(self.id, true))
     }
 
     /// The same numbers as another dtype.
     pub fn cast(&self, element: Dtype) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().cast(self.id, element)?))
+        self.apply(|builder| builder.cast(self.id, element))
     }
 
     /// The same elements in another shape; 0 for the batch, `u32::MAX` for "the rest".
     pub fn reshape(&self, shape: &[u32]) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().reshape(self.id, shape)?))
+        self.apply(|builder| builder.reshape(self.id, shape))
     }
 
     /// `[batch, …]` as `[batch, features]`.
@@ -377,27 +368,22 @@ impl Tensor {
 
     /// Axes in another order.
     pub fn permute(&self, axes: &[u32]) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().permute(self.id, axes)?))
+        self.apply(|builder| builder.permute(self.id, axes))
     }
 
     /// Sizes of 1 repeated up to `shape`.
     pub fn expand(&self, shape: &[u32]) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().expand(self.id, shape)?))
+        self.apply(|builder| builder.expand(self.id, shape))
     }
 
     /// a where this boolean holds, else b; all broadcast.
     pub fn select(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self.graph.tensor(builder.select(self.id, a.id, b.id)?))
+        self.apply(|builder| builder.select(self.id, a.id, b.id))
     }
 
     /// x where x > 0, else alpha · (eˣ − 1).
     pub fn elu(&self, alpha: f64) -> Result<Tensor> {
-        Ok(self.graph.tensor(self.graph.builder().elu(self.id, alpha)?))
+        self.apply(|builder| builder.elu(self.id, alpha))
     }
 
     /// Elements `start` up to, without it, `end` of an axis.
@@ -410,9 +396,7 @@ impl Tensor {
                 .collect()
         };
         let (starts, ends) = (at_axis(start, 0), at_axis(end, u32::MAX));
-        let builder = self.graph.builder();
-        let id = builder.slice(self.id, &starts, &ends, &vec![1; rank])?;
-        Ok(self.graph.tensor(id))
+        self.apply(|builder| builder.slice(self.id, &starts, &ends, &vec![1; rank]))
     }
 
     /// Neighbouring parts of so many elements along an axis.
@@ -424,117 +408,85 @@ impl Tensor {
     /// This and others one after the other along an axis.
     pub fn concat(&self, others: &[&Tensor], axis: u32) -> Result<Tensor> {
         let ids: Vec<u32> = [self].iter().chain(others).map(|x| x.id).collect();
-        Ok(self.graph.tensor(self.graph.builder().concat(&ids, axis)?))
+        self.apply(|builder| builder.concat(&ids, axis))
     }
 
     /// x within `value`, so many elements before and after along every axis.
     pub fn pad(&self, before: &[u32], after: &[u32], value: f64) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self
-            .graph
-            .tensor(builder.pad(self.id, before, after, value)?))
+        self.apply(|builder| builder.pad(self.id, before, after, value))
     }
 
     /// Axes in the opposite direction.
     pub fn flip(&self, axes: &[u32]) -> Result<Tensor> {
-        Ok(self.graph.tensor(self.graph.builder().flip(self.id, axes)?))
+        self.apply(|builder| builder.flip(self.id, axes))
     }
 
     /// Elements moved by so many places along axes, around the ends.
     pub fn roll(&self, shifts: &[i32], axes: &[u32]) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self.graph.tensor(builder.roll(self.id, shifts, axes)?))
+        self.apply(|builder| builder.roll(self.id, shifts, axes))
     }
 
     /// Along an axis, the element that each index (int64) names.
     pub fn gather(&self, indices: &Tensor, axis: u32) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self
-            .graph
-            .tensor(builder.gather(self.id, indices.id, axis)?))
+        self.apply(|builder| builder.gather(self.id, indices.id, axis))
     }
 
     /// This with each update added, along an axis, at the element that its index names.
     pub fn scatter_add(&self, indices: &Tensor, updates: &Tensor, axis: u32) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        let id = builder.scatter_add(self.id, indices.id, updates.id, axis)?;
-        Ok(self.graph.tensor(id))
+        self.apply(|builder| builder.scatter_add(self.id, indices.id, updates.id, axis))
     }
 
     /// The parts along an axis that indices (int64) name.
     pub fn take(&self, indices: &Tensor, axis: u32) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self.graph.tensor(builder.take(self.id, indices.id, axis)?))
+        self.apply(|builder| builder.take(self.id, indices.id, axis))
     }
 
     /// 1 (int64) along a new last axis where this index is, else 0.
     pub fn one_hot(&self, classes: u32) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().one_hot(self.id, classes)?))
+        self.apply(|builder| builder.one_hot(self.id, classes))
     }
 
     /// Mean square distance from the mean over axes.
     pub fn variance(&self, axes: &[u32], keep: bool, unbiased: bool) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self
-            .graph
-            .tensor(builder.variance(self.id, axes, keep, unbiased)?))
+        self.apply(|builder| builder.variance(self.id, axes, keep, unbiased))
     }
 
     /// The `count` largest elements along an axis, and their indices (int64).
     pub fn top_k(&self, count: u32, axis: u32) -> Result<(Tensor, Tensor)> {
-        let builder = self.graph.builder();
-        let indices = self
-            .graph
-            .tensor(builder.top_k(self.id, count, axis, false)?);
+        let indices = self.apply(|builder| builder.top_k(self.id, count, axis, false))?;
         Ok((self.gather(&indices, axis)?, indices))
     }
 
     /// Sums of all elements up to each along an axis.
     pub fn cumsum(&self, axis: u32) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().cumsum(self.id, axis, false)?))
+        self.apply(|builder| builder.cumsum(self.id, axis, false))
     }
 
     /// Index (int64) of the smallest element along an axis, which is removed.
     pub fn argmin(&self, axis: u32) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().argmin(self.id, axis)?))
+        self.apply(|builder| builder.argmin(self.id, axis))
     }
 
     /// Means of windows of x `[batch, channels, height, width]` chosen so that `size` remain.
     pub fn adaptive_avg_pool2d(&self, size: (u32, u32)) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self
-            .graph
-            .tensor(builder.adaptive_avg_pool2d(self.id, size)?))
+        self.apply(|builder| builder.adaptive_avg_pool2d(self.id, size))
     }
 
     /// The image x `[batch, channels, height, width]` with other sizes; `interpolation`:
     /// `nearest`, `linear` or `linear-corners`.
     pub fn resize2d(&self, size: (u32, u32), interpolation: &str) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self
-            .graph
-            .tensor(builder.resize2d(self.id, size, interpolation)?))
+        self.apply(|builder| builder.resize2d(self.id, size, interpolation))
     }
 
     /// x divided by the square root of its sum of squares along axes.
     pub fn l2_normalize(&self, axes: &[u32], epsilon: f64) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self
-            .graph
-            .tensor(builder.l2_normalize(self.id, axes, epsilon)?))
+        self.apply(|builder| builder.l2_normalize(self.id, axes, epsilon))
     }
 
     /// x · weightᵀ + bias: weight `[out, in]`, bias `[out]`.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let builder = self.graph.builder();
         let bias = bias.map(|bias| bias.id);
-        Ok(self.graph.tensor(builder.linear(self.id, weight.id, bias)?))
+        self.apply(|builder| builder.linear(self.id, weight.id, bias))
     }
 
     /// softmax(scale·q·kᵀ + bias)·v with this as q `[…, queries, features]`.
@@ -545,10 +497,8 @@ impl Tensor {
         bias: Option<&Tensor>,
         scale: f64,
     ) -> Result<Tensor> {
-        let builder = self.graph.builder();
         let bias = bias.map(|bias| bias.id);
-        let id = builder.attention(self.id, k.id, v.id, bias, false, Some(scale))?;
-        Ok(self.graph.tensor(id))
+        self.apply(|builder| builder.attention(self.id, k.id, v.id, bias, false, Some(scale)))
     }
 
     /// softmax(q·kᵀ/√features + bias)·v with this as q `[…, queries, features]`, where `causal`
@@ -560,10 +510,8 @@ impl Tensor {
         bias: Option<&Tensor>,
         causal: bool,
     ) -> Result<Tensor> {
-        let builder = self.graph.builder();
         let bias = bias.map(|bias| bias.id);
-        let id = builder.attention(self.id, k.id, v.id, bias, causal, None)?;
-        Ok(self.graph.tensor(id))
+        self.apply(|builder| builder.attention(self.id, k.id, v.id, bias, causal, None))
     }
 
     /// In training, elements set to 0 with this probability, the others scaled up; otherwise
@@ -571,11 +519,9 @@ impl Tensor {
     pub fn dropout(&self, probability: f64, layer: u64) -> Result<Tensor> {
         match self.graph.mode() {
             Mode::Evaluate => Ok(self.clone()),
-            Mode::Train => Ok(self.graph.tensor(self.graph.builder().dropout(
-                self.id,
-                probability,
-                self.graph.seed(layer),
-            )?)),
+            Mode::Train => {
+                self.apply(|builder| builder.dropout(self.id, probability, self.graph.seed(layer)))
+            }
         }
     }
 
@@ -584,82 +530,55 @@ impl Tensor {
     pub fn drop_path(&self, probability: f64, layer: u64) -> Result<Tensor> {
         match self.graph.mode() {
             Mode::Evaluate => Ok(self.clone()),
-            Mode::Train => Ok(self.graph.tensor(self.graph.builder().drop_path(
-                self.id,
-                probability,
-                self.graph.seed(layer),
-            )?)),
+            Mode::Train => self
+                .apply(|builder| builder.drop_path(self.id, probability, self.graph.seed(layer))),
         }
     }
 
     /// Index (int64) of the largest element along an axis, which is removed.
     pub fn argmax(&self, axis: u32) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().argmax(self.id, axis)?))
+        self.apply(|builder| builder.argmax(self.id, axis))
     }
 
     /// Largest element of windows of `window` × `window`, moved by `window`; x `[batch, channels,
     /// height, width]`.
     pub fn max_pool2d(&self, window: u32) -> Result<Tensor> {
         let (window, none) = ((window, window), (0, 0));
-        Ok(self.graph.tensor(
-            self.graph
-                .builder()
-                .max_pool2d(self.id, window, window, none)?,
-        ))
+        self.apply(|builder| builder.max_pool2d(self.id, window, window, none))
     }
 
     /// Largest element of windows of `window` × `window`, moved by `stride`, −∞ added around.
     pub fn max_pool2d_strided(&self, window: u32, stride: u32, padding: u32) -> Result<Tensor> {
-        let builder = self.graph.builder();
         let [window, stride, padding] = [window, stride, padding].map(|n| (n, n));
-        Ok(self
-            .graph
-            .tensor(builder.max_pool2d(self.id, window, stride, padding)?))
+        self.apply(|builder| builder.max_pool2d(self.id, window, stride, padding))
     }
 
     /// Mean of windows of `window` × `window`, moved by `window`; x `[batch, channels, height,
     /// width]`.
     pub fn avg_pool2d(&self, window: u32) -> Result<Tensor> {
         let (window, none) = ((window, window), (0, 0));
-        Ok(self.graph.tensor(
-            self.graph
-                .builder()
-                .avg_pool2d(self.id, window, window, none)?,
-        ))
+        self.apply(|builder| builder.avg_pool2d(self.id, window, window, none))
     }
 
     /// Exponentials along an axis, scaled to sum 1.
     pub fn softmax(&self, axis: u32) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().softmax(self.id, axis)?))
+        self.apply(|builder| builder.softmax(self.id, axis))
     }
 
     /// Logarithm of the softmax.
     pub fn log_softmax(&self, axis: u32) -> Result<Tensor> {
-        Ok(self
-            .graph
-            .tensor(self.graph.builder().log_softmax(self.id, axis)?))
+        self.apply(|builder| builder.log_softmax(self.id, axis))
     }
 
     /// Mean cross-entropy of logits `[batch, classes]` against class indices `[batch]` (int64).
     pub fn cross_entropy(&self, labels: &Tensor, label_smoothing: f64) -> Result<Tensor> {
-        let builder = self.graph.builder();
-        Ok(self
-            .graph
-            .tensor(builder.cross_entropy(self.id, labels.id, label_smoothing)?))
+        self.apply(|builder| builder.cross_entropy(self.id, labels.id, label_smoothing))
     }
 
     /// Power spectrum of x `[batch, samples]`: `[batch, size/2 + 1, 1 + (samples − size)/hop]`, with
     /// a periodic Hann window.
     pub fn stft_power(&self, size: u32, hop: u32) -> Result<Tensor> {
-        Ok(self.graph.tensor(
-            self.graph
-                .builder()
-                .stft_power(self.id, size, hop, "hann")?,
-        ))
+        self.apply(|builder| builder.stft_power(self.id, size, hop, "hann"))
     }
 
     /// Fraction of rows of logits `[batch, classes]` whose largest element is at the label.

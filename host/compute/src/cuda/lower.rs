@@ -684,9 +684,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::conformance::plans_on_gpus;
     use crate::cuda::kernels;
     use crate::cuda::layout::Layout;
-    use crate::operators::plans_on_gpus;
 
     #[test]
     fn every_kernel_is_one_that_the_table_of_operators_runs() {

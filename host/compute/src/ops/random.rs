@@ -57,7 +57,7 @@ pub(crate) fn gradient(
 }
 
 impl Builder {
-    fn drop(&mut self, name: &str, x: Value, dropout: Dropout) -> Result<Value, Error> {
+    fn push_dropout(&mut self, name: &str, x: Value, dropout: Dropout) -> Result<Value, Error> {
         let node = self.operand(x)?;
         self.at_next(float(name, node))?;
         if !(0.0..1.0).contains(&dropout.probability) {
@@ -81,7 +81,7 @@ impl Builder {
             probability,
             rows: false,
         };
-        self.drop("dropout", x, dropout)
+        self.push_dropout("dropout", x, dropout)
     }
 
     /// The same for all elements of a sample together (stochastic depth, Huang et al. 2016).
@@ -91,7 +91,7 @@ impl Builder {
             probability,
             rows: true,
         };
-        self.drop("drop-path", x, dropout)
+        self.push_dropout("drop-path", x, dropout)
     }
 
     /// Numbers in 0 to 1, without 1, other ones at every optimizer step.

@@ -220,11 +220,11 @@ fn clip(n: &mut Node<'_>) -> Result<Value, Refusal> {
     let mut x = n.x(0)?;
     for (name, operand, op) in [("min", 1, "maximum"), ("max", 2, "minimum")] {
         let limit = match n.attribute(name).map(|a| f64::from(a.f)) {
-            Some(limit) => Some(n.g.like(x, limit)?),
+            Some(limit) => Some(n.graph.like(x, limit)?),
             None => n.optional(operand)?,
         };
         if let Some(limit) = limit {
-            x = n.g.binary(op, x, limit)?;
+            x = n.graph.binary(op, x, limit)?;
         }
     }
     Ok(x)
@@ -232,28 +232,28 @@ fn clip(n: &mut Node<'_>) -> Result<Value, Refusal> {
 
 fn pow(n: &mut Node<'_>) -> Result<Value, Refusal> {
     let x = n.x(0)?;
-    let of = n.g.dtype(x)?;
-    let x = n.g.cast(x, DType::F32)?;
-    let exponent = match n.g.known(n.item(1)?) {
+    let of = n.graph.dtype(x)?;
+    let x = n.graph.cast(x, DType::F32)?;
+    let exponent = match n.graph.known(n.item(1)?) {
         Ok(tensor) if tensor.shape().iter().product::<usize>() == 1 => {
-            n.g.numbers(&Item::Known(tensor))?.first().copied()
+            n.graph.numbers(&Item::Known(tensor))?.first().copied()
         }
         _ => None,
     };
     let y = match exponent {
-        Some(exponent) => n.g.call("pow", &[x], json!([exponent]))?,
+        Some(exponent) => n.graph.call("pow", &[x], json!([exponent]))?,
         None => {
             let exponent = n.x(1)?;
-            let exponent = n.g.cast(exponent, DType::F32)?;
-            let log = n.g.unary("log", x)?;
-            let product = n.g.binary("mul", exponent, log)?;
-            n.g.unary("exp", product)?
+            let exponent = n.graph.cast(exponent, DType::F32)?;
+            let log = n.graph.unary("log", x)?;
+            let product = n.graph.binary("mul", exponent, log)?;
+            n.graph.unary("exp", product)?
         }
     };
     if of == DType::I64 {
         // What is nearly a whole number is one.
-        let whole = n.g.unary("round", y)?;
-        return n.g.cast(whole, of);
+        let whole = n.graph.unary("round", y)?;
+        return n.graph.cast(whole, of);
     }
     Ok(y)
 }
@@ -266,7 +266,7 @@ fn fold(n: &mut Node<'_>, op: &str) -> Result<Value, Refusal> {
     };
     let mut total = first;
     for &x in rest {
-        total = n.g.binary(op, total, x)?;
+        total = n.graph.binary(op, total, x)?;
     }
     Ok(total)
 }
@@ -275,39 +275,39 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
     let name = n.operator().to_owned();
     if let Some(op) = plain(&name) {
         let x = n.x(0)?;
-        if n.g.dtype(x)? == DType::I64
-            && let Some(y) = of_integers(n.g, &name, x)?
+        if n.graph.dtype(x)? == DType::I64
+            && let Some(y) = of_integers(n.graph, &name, x)?
         {
             return one(y);
         }
-        return one(n.g.unary(op, x)?);
+        return one(n.graph.unary(op, x)?);
     }
     match &*name {
         "Max" | "Min" => return one(fold(n, pair(&name).unwrap_or_default())?),
         "Sum" => return one(fold(n, "add")?),
         "Mean" => {
             let (sum, count) = (fold(n, "add")?, n.operands() as f64);
-            return one(n.g.affine(sum, 1.0 / count, 0.0)?);
+            return one(n.graph.affine(sum, 1.0 / count, 0.0)?);
         }
         _ => {}
     }
     if let Some(op) = pair(&name) {
         let (a, b) = (n.x(0)?, n.x(1)?);
-        return one(n.g.binary(op, a, b)?);
+        return one(n.graph.binary(op, a, b)?);
     }
     let y = match &*name {
         "Identity" => return Ok(Some(vec![n.item(0)?.clone()])),
         "Dropout" => {
             if let Some(item) = n.maybe(2)
-                && n.g.known(item)?.bytes() != [0]
+                && n.graph.known(item)?.bytes() != [0]
             {
                 return refuse("only inference is imported");
             }
             let x = n.x(0)?;
-            let same = n.g.binary("equal", x, x)?;
+            let same = n.graph.binary("equal", x, x)?;
             // No element is dropped; not even one that is no number.
-            let no = n.g.unary("logical-not", same)?;
-            let mask = n.g.binary("logical-or", same, no)?;
+            let no = n.graph.unary("logical-not", same)?;
+            let mask = n.graph.binary("logical-or", same, no)?;
             return Ok(Some(vec![n.item(0)?.clone(), Item::Computed(mask)]));
         }
         "Cast" => {
@@ -316,42 +316,43 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
                 return refuse("the target's type is not supported");
             };
             let x = n.x(0)?;
-            n.g.cast(x, computed(to))?
+            n.graph.cast(x, computed(to))?
         }
         "CastLike" => {
             let (x, like) = (n.x(0)?, n.x(1)?);
-            let to = n.g.dtype(like)?;
-            n.g.cast(x, to)?
+            let to = n.graph.dtype(like)?;
+            n.graph.cast(x, to)?
         }
         "Celu" => {
             // max(0, x) + min(0, α·(e^(x/α) − 1)) = α·elu(x/α).
             let (x, alpha) = (n.x(0)?, n.f("alpha", 1.0));
-            let x = n.g.affine(x, 1.0 / alpha, 0.0)?;
-            let y = n.g.call("elu", &[x], json!([1.0]))?;
-            n.g.affine(y, alpha, 0.0)?
+            let x = n.graph.affine(x, 1.0 / alpha, 0.0)?;
+            let y = n.graph.call("elu", &[x], json!([1.0]))?;
+            n.graph.affine(y, alpha, 0.0)?
         }
         "Clip" => clip(n)?,
         "Elu" => {
             let (x, alpha) = (n.x(0)?, n.f("alpha", 1.0));
-            n.g.call("elu", &[x], json!([alpha]))?
+            n.graph.call("elu", &[x], json!([alpha]))?
         }
         "Selu" => {
             let (x, alpha) = (n.x(0)?, n.f("alpha", 1.673_263_192_176_818_8));
-            let y = n.g.call("elu", &[x], json!([alpha]))?;
-            n.g.affine(y, n.f("gamma", 1.050_701_022_148_132_3), 0.0)?
+            let y = n.graph.call("elu", &[x], json!([alpha]))?;
+            n.graph
+                .affine(y, n.f("gamma", 1.050_701_022_148_132_3), 0.0)?
         }
         "Gelu" => {
             let (x, tanh) = (n.x(0)?, n.s("approximate", "none") == "tanh");
-            n.g.call("gelu", &[x], json!([tanh]))?
+            n.graph.call("gelu", &[x], json!([tanh]))?
         }
         "HardSigmoid" => {
             let x = n.x(0)?;
-            let y = n.g.affine(x, n.f("alpha", 0.2), n.f("beta", 0.5))?;
-            n.g.call("clamp", &[y], json!([0.0, 1.0]))?
+            let y = n.graph.affine(x, n.f("alpha", 0.2), n.f("beta", 0.5))?;
+            n.graph.call("clamp", &[y], json!([0.0, 1.0]))?
         }
         "IsNaN" => {
             let x = n.x(0)?;
-            n.g.binary("not-equal", x, x)?
+            n.graph.binary("not-equal", x, x)?
         }
         "IsInf" => {
             let x = n.x(0)?;
@@ -360,72 +361,82 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
                 ("detect_positive", f64::INFINITY),
                 ("detect_negative", f64::NEG_INFINITY),
             ] {
-                let limit = n.g.scalar(value)?;
-                let hit = n.g.binary("equal", x, limit)?;
+                let limit = n.graph.scalar(value)?;
+                let hit = n.graph.binary("equal", x, limit)?;
                 let asked = n.i(name, 1) != 0;
-                let asked = n.g.like(hit, f64::from(u8::from(asked)))?;
-                found.push(n.g.binary("logical-and", hit, asked)?);
+                let asked = n.graph.like(hit, f64::from(u8::from(asked)))?;
+                found.push(n.graph.binary("logical-and", hit, asked)?);
             }
-            n.g.binary("logical-or", found[0], found[1])?
+            n.graph.binary("logical-or", found[0], found[1])?
         }
         "LeakyRelu" => {
             let (x, slope) = (n.x(0)?, n.f("alpha", 0.01));
-            n.g.call("leaky-relu", &[x], json!([slope]))?
+            n.graph.call("leaky-relu", &[x], json!([slope]))?
         }
         "Mish" => {
             let x = n.x(0)?;
-            gated(n.g, x, &["softplus", "tanh"])?
+            gated(n.graph, x, &["softplus", "tanh"])?
         }
         "Swish" => {
             let (x, alpha) = (n.x(0)?, n.f("alpha", 1.0));
-            let y = n.g.affine(x, alpha, 0.0)?;
-            let y = n.g.unary("sigmoid", y)?;
-            n.g.binary("mul", x, y)?
+            let y = n.graph.affine(x, alpha, 0.0)?;
+            let y = n.graph.unary("sigmoid", y)?;
+            n.graph.binary("mul", x, y)?
         }
         "Mod" => {
             let (x, y, fmod) = (n.x(0)?, n.x(1)?, n.i("fmod", 0) != 0);
-            modulo(n.g, x, y, fmod)?
+            modulo(n.graph, x, y, fmod)?
         }
         "Not" => {
             let x = n.x(0)?;
-            n.g.unary("logical-not", x)?
+            n.graph.unary("logical-not", x)?
         }
         "PRelu" => {
             let (x, slope) = (n.x(0)?, n.x(1)?);
-            let zero = n.g.like(x, 0.0)?;
-            let below = n.g.binary("less", x, zero)?;
-            let scaled = n.g.binary("mul", x, slope)?;
-            n.g.call("select", &[below, scaled, x], Json::Null)?
+            let zero = n.graph.like(x, 0.0)?;
+            let below = n.graph.binary("less", x, zero)?;
+            let scaled = n.graph.binary("mul", x, slope)?;
+            n.graph.call("select", &[below, scaled, x], Json::Null)?
         }
         "Pow" => pow(n)?,
         "Reciprocal" => {
             let x = n.x(0)?;
-            let unit = n.g.like(x, 1.0)?;
-            n.g.binary("div", unit, x)?
+            let unit = n.graph.like(x, 1.0)?;
+            n.graph.binary("div", unit, x)?
         }
         "Shrink" => {
             let (x, limit, bias) = (n.x(0)?, n.f("lambd", 0.5), n.f("bias", 0.0));
-            let (low, high, zero) = (n.g.scalar(-limit)?, n.g.scalar(limit)?, n.g.scalar(0.0)?);
-            let (below, above) = (n.g.binary("less", x, low)?, n.g.binary("greater", x, high)?);
-            let (up, down) = (n.g.affine(x, 1.0, bias)?, n.g.affine(x, 1.0, -bias)?);
-            let y = n.g.call("select", &[above, down, zero], Json::Null)?;
-            n.g.call("select", &[below, up, y], Json::Null)?
+            let (low, high, zero) = (
+                n.graph.scalar(-limit)?,
+                n.graph.scalar(limit)?,
+                n.graph.scalar(0.0)?,
+            );
+            let (below, above) = (
+                n.graph.binary("less", x, low)?,
+                n.graph.binary("greater", x, high)?,
+            );
+            let (up, down) = (
+                n.graph.affine(x, 1.0, bias)?,
+                n.graph.affine(x, 1.0, -bias)?,
+            );
+            let y = n.graph.call("select", &[above, down, zero], Json::Null)?;
+            n.graph.call("select", &[below, up, y], Json::Null)?
         }
         "Softsign" => {
             let x = n.x(0)?;
-            let size = n.g.unary("abs", x)?;
-            let size = n.g.affine(size, 1.0, 1.0)?;
-            n.g.binary("div", x, size)?
+            let size = n.graph.unary("abs", x)?;
+            let size = n.graph.affine(size, 1.0, 1.0)?;
+            n.graph.binary("div", x, size)?
         }
         "ThresholdedRelu" => {
             let x = n.x(0)?;
-            let (limit, zero) = (n.g.scalar(n.f("alpha", 1.0))?, n.g.scalar(0.0)?);
-            let above = n.g.binary("greater", x, limit)?;
-            n.g.call("select", &[above, x, zero], Json::Null)?
+            let (limit, zero) = (n.graph.scalar(n.f("alpha", 1.0))?, n.graph.scalar(0.0)?);
+            let above = n.graph.binary("greater", x, limit)?;
+            n.graph.call("select", &[above, x, zero], Json::Null)?
         }
         "Where" => {
             let (condition, a, b) = (n.x(0)?, n.x(1)?, n.x(2)?);
-            n.g.call("select", &[condition, a, b], Json::Null)?
+            n.graph.call("select", &[condition, a, b], Json::Null)?
         }
         _ => return Ok(None),
     };

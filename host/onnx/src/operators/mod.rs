@@ -1,10 +1,14 @@
 //! ONNX's operators, by family.
 
+mod attention;
 mod elementwise;
+mod index;
 mod layers;
 mod losses;
 mod movement;
 mod reduce;
+mod resize;
+mod windows;
 
 use crate::error::Refusal;
 use crate::graph::Item;
@@ -18,12 +22,16 @@ type Results = Result<Option<Vec<Item>>, Refusal>;
 type Family = (&'static [&'static str], fn(&mut Node<'_>) -> Results);
 
 /// The names of each family's operators, and how they are converted.
-const FAMILIES: [Family; 5] = [
+const FAMILIES: [Family; 9] = [
     (elementwise::NAMES, elementwise::convert),
     (movement::NAMES, movement::convert),
     (reduce::NAMES, reduce::convert),
     (layers::NAMES, layers::convert),
     (losses::NAMES, losses::convert),
+    (windows::NAMES, windows::convert),
+    (attention::NAMES, attention::convert),
+    (resize::NAMES, resize::convert),
+    (index::NAMES, index::convert),
 ];
 
 /// An operator's name, with its set where that is not ONNX's own.

@@ -18,16 +18,9 @@ pub(super) const NAMES: &[&str] = &[
     "Expand",
     "EyeLike",
     "Flatten",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "OneHot",
     "Pad",
     "Range",
     "Reshape",
-    "ScatterElements",
-    "Scatter",
-    "ScatterND",
     "Shape",
     "Size",
     "Slice",
@@ -40,7 +33,7 @@ pub(super) const NAMES: &[&str] = &[
     "Unsqueeze",
 ];
 
-fn known(tensor: HostTensor) -> Results {
+pub(super) fn known(tensor: HostTensor) -> Results {
     Ok(Some(vec![Item::Known(tensor)]))
 }
 
@@ -61,11 +54,11 @@ fn sizes(values: &[i64]) -> Result<Vec<u64>, Refusal> {
 fn shape_of(n: &mut Node<'_>, i: usize) -> Result<Vec<u64>, Refusal> {
     match n.item(i)?.clone() {
         Item::Known(tensor) => Ok(tensor.shape().iter().map(|&n| n as u64).collect()),
-        Item::Computed(value) => n.g.sizes(value),
+        Item::Computed(value) => n.graph.sizes(value),
     }
 }
 
-fn rank(n: &mut Node<'_>, i: usize) -> Result<usize, Refusal> {
+pub(super) fn rank(n: &mut Node<'_>, i: usize) -> Result<usize, Refusal> {
     Ok(shape_of(n, i)?.len())
 }
 
@@ -128,7 +121,7 @@ fn reshape(n: &mut Node<'_>) -> Results {
         .into_iter()
         .map(|size| size.unwrap_or(rest))
         .collect();
-    one(n.g.reshape(x, &target)?)
+    one(n.graph.reshape(x, &target)?)
 }
 
 /// Removes or adds axes of size 1.
@@ -168,7 +161,7 @@ fn squeeze(n: &mut Node<'_>, adds: bool) -> Results {
         )?);
     }
     let x = n.x(0)?;
-    one(n.g.reshape(x, &shape)?)
+    one(n.graph.reshape(x, &shape)?)
 }
 
 fn slice(n: &mut Node<'_>) -> Results {
@@ -187,7 +180,7 @@ fn slice(n: &mut Node<'_>) -> Results {
         Item::Known(tensor) if tensor.shape().iter().product::<usize>() == 0 => {
             return known(tensor);
         }
-        item => n.g.value(&item)?,
+        item => n.graph.value(&item)?,
     };
     let mut sizes = own;
     for (i, &axis) in axes.iter().enumerate() {
@@ -220,11 +213,11 @@ fn slice(n: &mut Node<'_>) -> Results {
             // Only shapes are ever empty.
             let mut shape: Vec<usize> = sizes.iter().map(|&n| n as usize).collect();
             shape[axis] = 0;
-            let dtype = n.g.dtype(x)?;
+            let dtype = n.graph.dtype(x)?;
             return known(HostTensor::new(dtype, shape, Vec::new())?);
         }
         if back {
-            x = n.g.call("flip", &[x], json!([[axis]]))?;
+            x = n.graph.call("flip", &[x], json!([[axis]]))?;
         }
         let mut attributes = [
             vec![0; sizes.len()],
@@ -234,7 +227,7 @@ fn slice(n: &mut Node<'_>) -> Results {
         attributes[0][axis] = first as u64;
         attributes[1][axis] = last as u64;
         attributes[2][axis] = step.unsigned_abs().min(i32::MAX as u64);
-        x = n.g.call("slice", &[x], json!(attributes))?;
+        x = n.graph.call("slice", &[x], json!(attributes))?;
         sizes[axis] = ((last - first) as u64).div_ceil(step.unsigned_abs());
     }
     one(x)
@@ -242,7 +235,7 @@ fn slice(n: &mut Node<'_>) -> Results {
 
 fn split(n: &mut Node<'_>) -> Results {
     let x = n.x(0)?;
-    let own = n.g.sizes(x)?;
+    let own = n.graph.sizes(x)?;
     let axis = n.axis(n.i("axis", 0), own.len())?;
     let sizes: Vec<u64> = match n.listed("split", 1)? {
         Some(list) => sizes(&list)?,
@@ -261,8 +254,8 @@ fn split(n: &mut Node<'_>) -> Results {
         let mut shape: Vec<usize> = own.iter().map(|&n| n as usize).collect();
         shape[axis] = 0;
         parts.push(match size {
-            0 => Item::Known(HostTensor::new(n.g.dtype(x)?, shape, Vec::new())?),
-            _ => Item::Computed(n.g.part(x, axis, (start, start + size))?),
+            0 => Item::Known(HostTensor::new(n.graph.dtype(x)?, shape, Vec::new())?),
+            _ => Item::Computed(n.graph.part(x, axis, (start, start + size))?),
         });
         start += size;
     }
@@ -277,7 +270,7 @@ fn pad_axis(
     (before, after): (u64, u64),
     mode: &str,
 ) -> Result<Value, Refusal> {
-    let size = n.g.fixed(x)?[axis];
+    let size = n.graph.fixed(x)?[axis];
     let mut parts = Vec::new();
     for (count, front) in [(before, true), (after, false)] {
         if count == 0 {
@@ -286,10 +279,10 @@ fn pad_axis(
         let side = match mode {
             "edge" => {
                 let at = if front { 0 } else { size - 1 };
-                let edge = n.g.part(x, axis, (at, at + 1))?;
-                let mut shape = n.g.sizes(x)?;
+                let edge = n.graph.part(x, axis, (at, at + 1))?;
+                let mut shape = n.graph.sizes(x)?;
                 shape[axis] = count;
-                n.g.call("expand", &[edge], json!([shape]))?
+                n.graph.call("expand", &[edge], json!([shape]))?
             }
             "reflect" if count < size => {
                 let range = if front {
@@ -297,8 +290,8 @@ fn pad_axis(
                 } else {
                     (size - 1 - count, size - 1)
                 };
-                let part = n.g.part(x, axis, range)?;
-                n.g.call("flip", &[part], json!([[axis]]))?
+                let part = n.graph.part(x, axis, range)?;
+                n.graph.call("flip", &[part], json!([[axis]]))?
             }
             "wrap" if count <= size => {
                 let range = if front {
@@ -306,7 +299,7 @@ fn pad_axis(
                 } else {
                     (0, count)
                 };
-                n.g.part(x, axis, range)?
+                n.graph.part(x, axis, range)?
             }
             _ => return refuse(format!("{count} elements of mode {mode} to {size}")),
         };
@@ -321,12 +314,12 @@ fn pad_axis(
         .filter(|(front, _)| !front)
         .map(|(_, side)| *side);
     let all: Vec<Value> = front.chain([x]).chain(back).collect();
-    n.g.concat(&all, axis)
+    n.graph.concat(&all, axis)
 }
 
 fn pad(n: &mut Node<'_>) -> Results {
     let mut x = n.x(0)?;
-    let rank = n.g.sizes(x)?.len();
+    let rank = n.graph.sizes(x)?.len();
     let Some(pads) = n.listed("pads", 1)? else {
         return refuse("it has no pads");
     };
@@ -353,15 +346,15 @@ fn pad(n: &mut Node<'_>) -> Results {
             after[axis].min(0).unsigned_abs(),
         );
         if less + more > 0 {
-            let size = n.g.fixed(x)?[axis];
-            x = n.g.part(x, axis, (less, size.saturating_sub(more)))?;
+            let size = n.graph.fixed(x)?[axis];
+            x = n.graph.part(x, axis, (less, size.saturating_sub(more)))?;
         }
         (before[axis], after[axis]) = (before[axis].max(0), after[axis].max(0));
     }
     let (before, after) = (sizes(&before)?, sizes(&after)?);
     if mode == "constant" {
         return one(n
-            .g
+            .graph
             .call("pad", &[x], json!([before, after, number(value)]))?);
     }
     for axis in 0..rank {
@@ -372,178 +365,9 @@ fn pad(n: &mut Node<'_>) -> Results {
     one(x)
 }
 
-/// Indices that may count from the end as indices from the start.
-fn counted(n: &mut Node<'_>, by: Value, size: u64) -> Result<Value, Refusal> {
-    let by = n.g.cast(by, DType::I64)?;
-    let (zero, size) = (n.g.integer(0)?, n.g.integer(size as i64)?);
-    let below = n.g.binary("less", by, zero)?;
-    let moved = n.g.binary("add", by, size)?;
-    n.g.call("select", &[below, moved, by], Json::Null)
-}
-
-fn gather(n: &mut Node<'_>, op: &str) -> Results {
-    let rank = rank(n, 0)?;
-    let axis = n.axis(n.i("axis", 0), rank)?;
-    // Parts of shapes stay known: they may hold the batch.
-    if let (Item::Known(tensor), Ok(by)) = (n.item(0)?.clone(), n.g.known(n.item(1)?))
-        && let (Some(values), Some(at)) = (tensor.to_i64(), by.to_i64())
-        && rank == 1
-        && op == "take"
-    {
-        let size = values.len() as i64;
-        let pick = |&i: &i64| {
-            values
-                .get((if i < 0 { i + size } else { i }) as usize)
-                .copied()
-        };
-        let Some(picked) = at.iter().map(pick).collect::<Option<Vec<i64>>>() else {
-            return refuse("an index is out of range");
-        };
-        return known(HostTensor::from_i64(by.shape(), &picked)?);
-    }
-    let (x, by) = (n.x(0)?, n.x(1)?);
-    let size = n.g.fixed_axis(x, axis)?;
-    let by = counted(n, by, size)?;
-    let sizes = n.g.sizes(x)?;
-    if op == "gather"
-        && n.g
-            .sizes(by)?
-            .iter()
-            .zip(&sizes)
-            .enumerate()
-            .any(|(i, (a, b))| i != axis && a != b)
-    {
-        return refuse("indices that cover only a part of other axes are not supported");
-    }
-    one(n.g.call(op, &[x, by], json!([axis]))?)
-}
-
-/// A row-major index of each tuple of indices, over the first axes of `sizes`.
-fn flat(n: &mut Node<'_>, by: Value, sizes: &[u64]) -> Result<Value, Refusal> {
-    let shape = n.g.fixed(by)?;
-    let Some((&count, lead)) = shape.split_last() else {
-        return refuse("its indices are no list");
-    };
-    let last = lead.len();
-    let mut total: Option<Value> = None;
-    for (i, &size) in sizes.iter().take(count as usize).enumerate() {
-        let part = n.g.part(by, last, (i as u64, i as u64 + 1))?;
-        let part = counted(n, part, size)?;
-        total = Some(match total {
-            None => part,
-            Some(total) => {
-                let factor = n.g.integer(size as i64)?;
-                let scaled = n.g.binary("mul", total, factor)?;
-                n.g.binary("add", scaled, part)?
-            }
-        });
-    }
-    let Some(total) = total else {
-        return refuse("its indices are empty");
-    };
-    n.g.reshape(total, lead)
-}
-
-/// The axes that a tuple of indices names, and the others.
-fn named(sizes: &[u64], by: &[u64]) -> Result<(Vec<u64>, Vec<u64>), Refusal> {
-    let depth = by.last().copied().unwrap_or(0) as usize;
-    if depth == 0 || depth > sizes.len() {
-        return refuse("its indices do not fit");
-    }
-    let (first, rest) = sizes.split_at(depth);
-    Ok((first.to_vec(), rest.to_vec()))
-}
-
-fn gather_nd(n: &mut Node<'_>) -> Results {
-    let (x, by) = (n.x(0)?, n.x(1)?);
-    if n.i("batch_dims", 0) != 0 {
-        return refuse("batch_dims are not supported");
-    }
-    let (first, rest) = named(&n.g.fixed(x)?, &n.g.fixed(by)?)?;
-    let by = flat(n, by, &first)?;
-    let x =
-        n.g.reshape(x, &[&[first.iter().product()], &rest[..]].concat())?;
-    one(n.g.call("take", &[x, by], json!([0]))?)
-}
-
-/// x where nothing was written, and the updates elsewhere: sums of updates, and of how many there
-/// were. Only sums are defined where an index occurs twice.
-fn written(
-    n: &mut Node<'_>,
-    (x, by, updates): (Value, Value, Value),
-    axis: usize,
-    reduction: &str,
-) -> Result<Value, Refusal> {
-    let dtype = n.g.dtype(x)?;
-    let (x, updates) = (n.g.cast(x, DType::F32)?, n.g.cast(updates, DType::F32)?);
-    let y = match reduction {
-        "add" => n.g.call("scatter-add", &[x, by, updates], json!([axis]))?,
-        "none" => {
-            let none = n.g.affine(x, 0.0, 0.0)?;
-            let ones = n.g.affine(updates, 0.0, 1.0)?;
-            let sums =
-                n.g.call("scatter-add", &[none, by, updates], json!([axis]))?;
-            let hits = n.g.call("scatter-add", &[none, by, ones], json!([axis]))?;
-            let zero = n.g.scalar(0.0)?;
-            let hit = n.g.binary("greater", hits, zero)?;
-            n.g.call("select", &[hit, sums, x], Json::Null)?
-        }
-        other => return refuse(format!("the reduction {other} is not supported")),
-    };
-    n.g.cast(y, dtype)
-}
-
-fn scatter(n: &mut Node<'_>) -> Results {
-    let (x, by, updates) = (n.x(0)?, n.x(1)?, n.x(2)?);
-    let sizes = n.g.fixed(x)?;
-    let axis = n.axis(n.i("axis", 0), sizes.len())?;
-    let by = counted(n, by, sizes[axis])?;
-    let mut own = n.g.fixed(by)?;
-    own[axis] = sizes[axis];
-    if own != sizes {
-        return refuse("indices that cover only a part of other axes are not supported");
-    }
-    let reduction = n.s("reduction", "none");
-    one(written(n, (x, by, updates), axis, &reduction)?)
-}
-
-fn scatter_nd(n: &mut Node<'_>) -> Results {
-    let (x, by, updates) = (n.x(0)?, n.x(1)?, n.x(2)?);
-    let sizes = n.g.fixed(x)?;
-    let (first, rest) = named(&sizes, &n.g.fixed(by)?)?;
-    let (rows, row): (u64, u64) = (first.iter().product(), rest.iter().product());
-    let by = flat(n, by, &first)?;
-    let count: u64 = n.g.fixed(by)?.iter().product();
-    let by = n.g.reshape(by, &[count, 1])?;
-    let by = n.g.call("expand", &[by], json!([[count, row]]))?;
-    let x = n.g.reshape(x, &[rows, row])?;
-    let updates = n.g.reshape(updates, &[count, row])?;
-    let reduction = n.s("reduction", "none");
-    let y = written(n, (x, by, updates), 0, &reduction)?;
-    one(n.g.reshape(y, &sizes)?)
-}
-
-fn one_hot(n: &mut Node<'_>) -> Results {
-    let (by, depth, values) = (n.x(0)?, n.numbers(1)?, n.x(2)?);
-    let Some(classes) = depth.and_then(|d| d.first().copied()).filter(|&d| d >= 1.0) else {
-        return refuse("its depth is no number");
-    };
-    let by = n.g.cast(by, DType::I64)?;
-    let by = counted(n, by, classes as u64)?;
-    let rank = n.g.sizes(by)?.len();
-    let axis = n.axis(n.i("axis", -1), rank + 1)?;
-    let hot = n.g.call("one-hot", &[by], json!([classes as u64]))?;
-    let hot = n.g.cast(hot, DType::Bool)?;
-    let (off, on) = (n.g.part(values, 0, (0, 1))?, n.g.part(values, 0, (1, 2))?);
-    let y = n.g.call("select", &[hot, on, off], Json::Null)?;
-    let mut order: Vec<usize> = (0..rank).collect();
-    order.insert(axis, rank);
-    one(n.g.permute(y, &order)?)
-}
-
 fn blocks(n: &mut Node<'_>, to_space: bool) -> Results {
     let x = n.x(0)?;
-    let [batch, channels, height, width] = n.g.sizes(x)?[..] else {
+    let [batch, channels, height, width] = n.graph.sizes(x)?[..] else {
         return refuse("it takes [batch, channels, height, width]");
     };
     let block = n.i("blocksize", 1).clamp(1, 1 << 16) as u64;
@@ -570,14 +394,14 @@ fn blocks(n: &mut Node<'_>, to_space: bool) -> Results {
         let shape = [batch, channels * block * block, rows, columns];
         (sizes, order, shape)
     };
-    let y = n.g.reshape(x, &sizes)?;
-    let y = n.g.permute(y, &order)?;
-    one(n.g.reshape(y, &shape)?)
+    let y = n.graph.reshape(x, &sizes)?;
+    let y = n.graph.permute(y, &order)?;
+    one(n.graph.reshape(y, &shape)?)
 }
 
 fn trilu(n: &mut Node<'_>) -> Results {
     let x = n.x(0)?;
-    let sizes = n.g.sizes(x)?;
+    let sizes = n.graph.sizes(x)?;
     let Some(&[rows, columns]) = sizes.last_chunk() else {
         return refuse("it takes matrices");
     };
@@ -598,9 +422,9 @@ fn trilu(n: &mut Node<'_>) -> Results {
     });
     let shape = vec![rows as usize, columns as usize];
     let keeps = HostTensor::new(DType::Bool, shape, keeps.collect())?;
-    let keeps = n.g.constant(&keeps)?;
-    let zero = n.g.like(x, 0.0)?;
-    one(n.g.call("select", &[keeps, x, zero], Json::Null)?)
+    let keeps = n.graph.constant(&keeps)?;
+    let zero = n.graph.like(x, 0.0)?;
+    one(n.graph.call("select", &[keeps, x, zero], Json::Null)?)
 }
 
 fn range(n: &Node<'_>) -> Results {
@@ -614,7 +438,7 @@ fn range(n: &Node<'_>) -> Results {
     }
     let count = ((ends[1] - ends[0]) / ends[2]).ceil().clamp(0.0, 1e6) as usize;
     let at = |i: usize| ends[0] + i as f64 * ends[2];
-    if n.g.known(n.item(0)?)?.dtype() == DType::F32 {
+    if n.graph.known(n.item(0)?)?.dtype() == DType::F32 {
         let values: Vec<f32> = (0..count).map(|i| at(i) as f32).collect();
         return known(HostTensor::from_f32(&[count], &values)?);
     }
@@ -646,31 +470,31 @@ fn concat(n: &mut Node<'_>) -> Results {
     }
     let values = parts
         .iter()
-        .map(|item| n.g.value(item))
+        .map(|item| n.graph.value(item))
         .collect::<Result<Vec<_>, _>>()?;
-    let rank = n.g.sizes(values[0])?.len();
+    let rank = n.graph.sizes(values[0])?.len();
     let axis = n.axis(n.i("axis", 1), rank)?;
-    one(n.g.concat(&values, axis)?)
+    one(n.graph.concat(&values, axis)?)
 }
 
 fn crop_or_pad(n: &mut Node<'_>) -> Results {
     let mut x = n.x(0)?;
-    let rank = n.g.fixed(x)?.len();
+    let rank = n.graph.fixed(x)?.len();
     let target = sizes(&n.integers(1)?.unwrap_or_default())?;
     let axes = match n.ints("axes") {
         Some(axes) => n.axes(&axes, rank)?,
         None => (0..rank).collect(),
     };
     for (&axis, &size) in axes.iter().zip(&target) {
-        let own = n.g.fixed(x)?[axis];
+        let own = n.graph.fixed(x)?[axis];
         if size < own {
             let start = (own - size) / 2;
-            x = n.g.part(x, axis, (start, start + size))?;
+            x = n.graph.part(x, axis, (start, start + size))?;
         } else if size > own {
             let (mut before, mut after) = (vec![0; rank], vec![0; rank]);
             before[axis] = (size - own) / 2;
             after[axis] = size - own - before[axis];
-            x = n.g.call("pad", &[x], json!([before, after, 0.0]))?;
+            x = n.graph.call("pad", &[x], json!([before, after, 0.0]))?;
         }
     }
     one(x)
@@ -696,9 +520,9 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
                 let bytes = value.bytes().repeat(count as usize);
                 return known(HostTensor::new(value.dtype(), shape, bytes)?);
             }
-            let x = n.g.constant(&value)?;
-            let x = n.g.reshape(x, &[])?;
-            one(n.g.call("expand", &[x], json!([shape]))?)
+            let x = n.graph.constant(&value)?;
+            let x = n.graph.reshape(x, &[])?;
+            one(n.graph.call("expand", &[x], json!([shape]))?)
         }
         "Shape" => {
             let shape = shape_of(n, 0)?;
@@ -720,7 +544,7 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
         "Reshape" => reshape(n),
         "Flatten" => {
             let x = n.x(0)?;
-            let sizes = n.g.sizes(x)?;
+            let sizes = n.graph.sizes(x)?;
             let axis = n.i("axis", 1);
             let axis = if axis == sizes.len() as i64 {
                 sizes.len()
@@ -737,18 +561,18 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
                 return refuse("the batch is merged with other sizes");
             }
             let first = if batch { 0 } else { product(lead) };
-            one(n.g.reshape(x, &[first, product(rest)])?)
+            one(n.graph.reshape(x, &[first, product(rest)])?)
         }
         "Squeeze" => squeeze(n, false),
         "Unsqueeze" => squeeze(n, true),
         "Transpose" => {
             let x = n.x(0)?;
-            let rank = n.g.sizes(x)?.len();
+            let rank = n.graph.sizes(x)?.len();
             let order = match n.ints("perm") {
                 Some(order) => n.axes(&order, rank)?,
                 None => (0..rank).rev().collect(),
             };
-            one(n.g.permute(x, &order)?)
+            one(n.graph.permute(x, &order)?)
         }
         "Concat" => concat(n),
         "Split" => split(n),
@@ -756,7 +580,7 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
         "Expand" => {
             let x = n.x(0)?;
             let target = sizes(&n.integers(1)?.unwrap_or_default())?;
-            let own = n.g.sizes(x)?;
+            let own = n.graph.sizes(x)?;
             let rank = own.len().max(target.len());
             let of = |list: &[u64], i: usize| match (i + list.len()).checked_sub(rank) {
                 Some(i) => list[i],
@@ -771,7 +595,7 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
             if shape == own {
                 return one(x);
             }
-            one(n.g.call("expand", &[x], json!([shape]))?)
+            one(n.graph.call("expand", &[x], json!([shape]))?)
         }
         "Tile" => {
             let mut x = n.x(0)?;
@@ -780,17 +604,11 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
                 if count == 0 || count > 256 {
                     return refuse(format!("{count} repetitions"));
                 }
-                x = n.g.concat(&vec![x; count as usize], axis)?;
+                x = n.graph.concat(&vec![x; count as usize], axis)?;
             }
             one(x)
         }
         "Pad" => pad(n),
-        "Gather" => gather(n, "take"),
-        "GatherElements" => gather(n, "gather"),
-        "GatherND" => gather_nd(n),
-        "ScatterElements" | "Scatter" => scatter(n),
-        "ScatterND" => scatter_nd(n),
-        "OneHot" => one_hot(n),
         "DepthToSpace" => blocks(n, true),
         "SpaceToDepth" => blocks(n, false),
         "Trilu" => trilu(n),
@@ -808,16 +626,16 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
             });
             let shape = vec![rows as usize, columns as usize];
             let eye = HostTensor::new(DType::Bool, shape, hits.collect())?;
-            let eye = n.g.constant(&eye)?;
+            let eye = n.graph.constant(&eye)?;
             let to = match n.attribute("dtype") {
                 Some(a) => tensor::dtype(a.i as i32).map(tensor::computed),
                 None => {
                     let x = n.x(0)?;
-                    Some(n.g.dtype(x)?)
+                    Some(n.graph.dtype(x)?)
                 }
             };
             match to {
-                Some(to) => one(n.g.cast(eye, to)?),
+                Some(to) => one(n.graph.cast(eye, to)?),
                 None => refuse("its type is not supported"),
             }
         }

@@ -32,14 +32,14 @@ pub(super) const NAMES: &[&str] = &[
 
 fn reduced(n: &mut Node<'_>, name: &str) -> Result<Value, Refusal> {
     let x = n.x(0)?;
-    let rank = n.g.sizes(x)?.len();
+    let rank = n.graph.sizes(x)?.len();
     let axes = n.listed("axes", 1)?.unwrap_or_default();
     let keep = n.i("keepdims", 1) != 0;
     if axes.is_empty() && n.i("noop_with_empty_axes", 0) != 0 {
         return match name {
-            "ReduceL1" | "ReduceL2" => n.g.unary("abs", x),
-            "ReduceSumSquare" => n.g.binary("mul", x, x),
-            "ReduceLogSum" => n.g.unary("log", x),
+            "ReduceL1" | "ReduceL2" => n.graph.unary("abs", x),
+            "ReduceSumSquare" => n.graph.binary("mul", x, x),
+            "ReduceLogSum" => n.graph.unary("log", x),
             _ => Ok(x),
         };
     }
@@ -47,94 +47,94 @@ fn reduced(n: &mut Node<'_>, name: &str) -> Result<Value, Refusal> {
         true => (0..rank).collect(),
         false => n.axes(&axes, rank)?,
     };
-    let dtype = n.g.dtype(x)?;
-    let x = n.g.cast(x, DType::F32)?;
+    let dtype = n.graph.dtype(x)?;
+    let x = n.graph.cast(x, DType::F32)?;
     let y = match name {
-        "ReduceMax" => n.g.reduce("amax", x, &axes, keep)?,
-        "ReduceMin" => n.g.reduce("amin", x, &axes, keep)?,
-        "ReduceMean" => n.g.reduce("mean", x, &axes, keep)?,
-        "ReduceSum" => n.g.reduce("sum", x, &axes, keep)?,
+        "ReduceMax" => n.graph.reduce("amax", x, &axes, keep)?,
+        "ReduceMin" => n.graph.reduce("amin", x, &axes, keep)?,
+        "ReduceMean" => n.graph.reduce("mean", x, &axes, keep)?,
+        "ReduceSum" => n.graph.reduce("sum", x, &axes, keep)?,
         "ReduceL1" => {
-            let size = n.g.unary("abs", x)?;
-            n.g.reduce("sum", size, &axes, keep)?
+            let size = n.graph.unary("abs", x)?;
+            n.graph.reduce("sum", size, &axes, keep)?
         }
         "ReduceL2" | "ReduceSumSquare" => {
-            let square = n.g.binary("mul", x, x)?;
-            let sum = n.g.reduce("sum", square, &axes, keep)?;
+            let square = n.graph.binary("mul", x, x)?;
+            let sum = n.graph.reduce("sum", square, &axes, keep)?;
             match name {
-                "ReduceL2" => n.g.unary("sqrt", sum)?,
+                "ReduceL2" => n.graph.unary("sqrt", sum)?,
                 _ => sum,
             }
         }
         "ReduceLogSum" => {
-            let sum = n.g.reduce("sum", x, &axes, keep)?;
-            n.g.unary("log", sum)?
+            let sum = n.graph.reduce("sum", x, &axes, keep)?;
+            n.graph.unary("log", sum)?
         }
         "ReduceLogSumExp" => {
-            let largest = n.g.reduce("amax", x, &axes, true)?;
-            let shifted = n.g.binary("sub", x, largest)?;
-            let exp = n.g.unary("exp", shifted)?;
-            let sum = n.g.reduce("sum", exp, &axes, true)?;
-            let log = n.g.unary("log", sum)?;
-            let y = n.g.binary("add", log, largest)?;
-            n.g.reduce("sum", y, &axes, keep)?
+            let largest = n.graph.reduce("amax", x, &axes, true)?;
+            let shifted = n.graph.binary("sub", x, largest)?;
+            let exp = n.graph.unary("exp", shifted)?;
+            let sum = n.graph.reduce("sum", exp, &axes, true)?;
+            let log = n.graph.unary("log", sum)?;
+            let y = n.graph.binary("add", log, largest)?;
+            n.graph.reduce("sum", y, &axes, keep)?
         }
         _ => {
             // A product, element by element along each axis.
             let mut y = x;
             for &axis in &axes {
-                let count = n.g.fixed_axis(y, axis)?;
+                let count = n.graph.fixed_axis(y, axis)?;
                 if count > 256 {
                     return refuse(format!("a product of {count} elements"));
                 }
-                let mut total = n.g.part(y, axis, (0, 1))?;
+                let mut total = n.graph.part(y, axis, (0, 1))?;
                 for i in 1..count {
-                    let part = n.g.part(y, axis, (i, i + 1))?;
-                    total = n.g.binary("mul", total, part)?;
+                    let part = n.graph.part(y, axis, (i, i + 1))?;
+                    total = n.graph.binary("mul", total, part)?;
                 }
                 y = total;
             }
-            n.g.reduce("sum", y, &axes, keep)?
+            n.graph.reduce("sum", y, &axes, keep)?
         }
     };
-    n.g.cast(y, dtype)
+    n.graph.cast(y, dtype)
 }
 
 /// Softmax along an axis, or in older operator sets over all from it on.
 fn softmax(n: &mut Node<'_>, op: &str) -> Result<Value, Refusal> {
     let x = n.x(0)?;
-    let sizes = n.g.sizes(x)?;
+    let sizes = n.graph.sizes(x)?;
     let newer = n.opset >= 13;
     let axis = n.axis(n.i("axis", if newer { -1 } else { 1 }), sizes.len().max(1))?;
     if newer || axis + 1 == sizes.len() {
-        return n.g.call(op, &[x], json!([axis]));
+        return n.graph.call(op, &[x], json!([axis]));
     }
     let mut flat = sizes[..axis].to_vec();
     flat.push(sizes[axis..].iter().product());
-    let y = n.g.reshape(x, &flat)?;
-    let y = n.g.call(op, &[y], json!([axis]))?;
-    n.g.reshape(y, &sizes)
+    let y = n.graph.reshape(x, &flat)?;
+    let y = n.graph.call(op, &[y], json!([axis]))?;
+    n.graph.reshape(y, &sizes)
 }
 
 fn position(n: &mut Node<'_>, op: &str) -> Result<Value, Refusal> {
     let mut x = n.x(0)?;
-    let mut shape = n.g.sizes(x)?;
+    let mut shape = n.graph.sizes(x)?;
     let axis = n.axis(n.i("axis", 0), shape.len())?;
-    let size = n.g.fixed_axis(x, axis)?;
+    let size = n.graph.fixed_axis(x, axis)?;
     let last = n.i("select_last_index", 0) != 0;
     if last {
-        x = n.g.call("flip", &[x], json!([[axis]]))?;
+        x = n.graph.call("flip", &[x], json!([[axis]]))?;
     }
-    let mut y = n.g.call(op, &[x], json!([axis]))?;
+    let mut y = n.graph.call(op, &[x], json!([axis]))?;
     if last {
-        let end = n.g.integer(size as i64 - 1)?;
-        y = n.g.binary("sub", end, y)?;
+        let end = n.graph.integer(size as i64 - 1)?;
+        y = n.graph.binary("sub", end, y)?;
     }
     if n.i("keepdims", 1) == 0 {
         return Ok(y);
     }
     shape[axis] = 1;
-    n.g.reshape(y, &shape)
+    n.graph.reshape(y, &shape)
 }
 
 pub(super) fn convert(n: &mut Node<'_>) -> Results {
@@ -149,19 +149,19 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
         "ArgMin" => position(n, "argmin")?,
         "Hardmax" => {
             let x = n.x(0)?;
-            let sizes = n.g.sizes(x)?;
+            let sizes = n.graph.sizes(x)?;
             let axis = n.axis(n.i("axis", if n.opset >= 13 { -1 } else { 1 }), sizes.len())?;
-            let size = n.g.fixed_axis(x, axis)?;
-            let at = n.g.call("argmax", &[x], json!([axis]))?;
-            let hot = n.g.call("one-hot", &[at], json!([size]))?;
+            let size = n.graph.fixed_axis(x, axis)?;
+            let at = n.graph.call("argmax", &[x], json!([axis]))?;
+            let hot = n.graph.call("one-hot", &[at], json!([size]))?;
             let mut order: Vec<usize> = (0..sizes.len() - 1).collect();
             order.insert(axis, sizes.len() - 1);
-            let hot = n.g.permute(hot, &order)?;
-            n.g.cast(hot, DType::F32)?
+            let hot = n.graph.permute(hot, &order)?;
+            n.graph.cast(hot, DType::F32)?
         }
         "TopK" => {
             let x = n.x(0)?;
-            let shape = n.g.sizes(x)?;
+            let shape = n.graph.sizes(x)?;
             let axis = n.axis(n.i("axis", -1), shape.len())?;
             let count = match n.listed("k", 1)? {
                 Some(list) => list.first().copied(),
@@ -171,69 +171,70 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
                 return refuse("its number is unknown");
             };
             let smallest = n.i("largest", 1) == 0;
-            let dtype = n.g.dtype(x)?;
-            let floats = n.g.cast(x, DType::F32)?;
-            let by =
-                n.g.call("top-k", &[floats], json!([count, axis, smallest]))?;
-            let values = n.g.call("gather", &[floats, by], json!([axis]))?;
-            let values = n.g.cast(values, dtype)?;
+            let dtype = n.graph.dtype(x)?;
+            let floats = n.graph.cast(x, DType::F32)?;
+            let by = n
+                .graph
+                .call("top-k", &[floats], json!([count, axis, smallest]))?;
+            let values = n.graph.call("gather", &[floats, by], json!([axis]))?;
+            let values = n.graph.cast(values, dtype)?;
             return Ok(Some(vec![Item::Computed(values), Item::Computed(by)]));
         }
         "CumSum" => {
             let mut x = n.x(0)?;
-            let rank = n.g.sizes(x)?.len();
+            let rank = n.graph.sizes(x)?.len();
             let axis = n.integers(1)?.and_then(|a| a.first().copied()).unwrap_or(0);
             let axis = n.axis(axis, rank)?;
             let reverse = n.i("reverse", 0) != 0;
-            let dtype = n.g.dtype(x)?;
-            x = n.g.cast(x, DType::F32)?;
+            let dtype = n.graph.dtype(x)?;
+            x = n.graph.cast(x, DType::F32)?;
             if n.i("exclusive", 0) != 0 {
                 // Everything one place further, 0 first.
-                let size = n.g.fixed_axis(x, axis)?;
+                let size = n.graph.fixed_axis(x, axis)?;
                 let (mut before, mut after) = (vec![0; rank], vec![0; rank]);
                 let range = if reverse { (1, size) } else { (0, size - 1) };
                 if size == 1 {
-                    x = n.g.affine(x, 0.0, 0.0)?;
+                    x = n.graph.affine(x, 0.0, 0.0)?;
                 } else {
-                    x = n.g.part(x, axis, range)?;
+                    x = n.graph.part(x, axis, range)?;
                     (if reverse { &mut after } else { &mut before })[axis] = 1;
-                    x = n.g.call("pad", &[x], json!([before, after, 0.0]))?;
+                    x = n.graph.call("pad", &[x], json!([before, after, 0.0]))?;
                 }
             }
-            let y = n.g.call("cumsum", &[x], json!([axis, reverse]))?;
-            n.g.cast(y, dtype)?
+            let y = n.graph.call("cumsum", &[x], json!([axis, reverse]))?;
+            n.graph.cast(y, dtype)?
         }
         "LpNormalization" => {
             let x = n.x(0)?;
-            let rank = n.g.sizes(x)?.len();
+            let rank = n.graph.sizes(x)?.len();
             let axis = n.axis(n.i("axis", -1), rank)?;
             let norm = if n.i("p", 2) == 1 {
-                let size = n.g.unary("abs", x)?;
-                n.g.reduce("sum", size, &[axis], true)?
+                let size = n.graph.unary("abs", x)?;
+                n.graph.reduce("sum", size, &[axis], true)?
             } else {
-                let square = n.g.binary("mul", x, x)?;
-                let sum = n.g.reduce("sum", square, &[axis], true)?;
-                n.g.unary("sqrt", sum)?
+                let square = n.graph.binary("mul", x, x)?;
+                let sum = n.graph.reduce("sum", square, &[axis], true)?;
+                n.graph.unary("sqrt", sum)?
             };
             // A row of zeros stays one.
-            let zero = n.g.scalar(0.0)?;
-            let none = n.g.binary("equal", norm, zero)?;
-            let unit = n.g.scalar(1.0)?;
-            let norm = n.g.call("select", &[none, unit, norm], json!([]))?;
-            n.g.binary("div", x, norm)?
+            let zero = n.graph.scalar(0.0)?;
+            let none = n.graph.binary("equal", norm, zero)?;
+            let unit = n.graph.scalar(1.0)?;
+            let norm = n.graph.call("select", &[none, unit, norm], json!([]))?;
+            n.graph.binary("div", x, norm)?
         }
         "MeanVarianceNormalization" => {
             let x = n.x(0)?;
-            let rank = n.g.sizes(x)?.len();
+            let rank = n.graph.sizes(x)?.len();
             let axes = n.ints("axes").unwrap_or_else(|| vec![0, 2, 3]);
             let axes = n.axes(&axes, rank)?;
-            let mean = n.g.reduce("mean", x, &axes, true)?;
-            let centred = n.g.binary("sub", x, mean)?;
-            let square = n.g.binary("mul", centred, centred)?;
-            let variance = n.g.reduce("mean", square, &axes, true)?;
-            let deviation = n.g.unary("sqrt", variance)?;
-            let deviation = n.g.affine(deviation, 1.0, 1e-9)?;
-            n.g.binary("div", centred, deviation)?
+            let mean = n.graph.reduce("mean", x, &axes, true)?;
+            let centred = n.graph.binary("sub", x, mean)?;
+            let square = n.graph.binary("mul", centred, centred)?;
+            let variance = n.graph.reduce("mean", square, &axes, true)?;
+            let deviation = n.graph.unary("sqrt", variance)?;
+            let deviation = n.graph.affine(deviation, 1.0, 1e-9)?;
+            n.graph.binary("div", centred, deviation)?
         }
         _ => return Ok(None),
     };

@@ -69,6 +69,21 @@ macro_rules! operators {
     };
 }
 
+/// Methods of the builder that reduce axes.
+macro_rules! reductions {
+    ($($name:ident)+) => {
+        $(fn $name(
+            &mut self,
+            builder: Resource<Builder>,
+            x: u32,
+            axes: Vec<u32>,
+            keep: bool,
+        ) -> Result<u32> {
+            self.operator(&builder, |graph| graph.$name(Value(x), &axes, keep))
+        })+
+    };
+}
+
 /// Sizes of the contract, where 0 stands for the batch.
 fn dims(shape: &[u32]) -> Vec<Dim> {
     let dim = |&size| match size {
@@ -237,6 +252,8 @@ impl graph::HostBuilder for State {
         cross_entropy(logits, labels; label_smoothing: f64);
     }
 
+    reductions! { sum mean amax amin }
+
     fn cast(&mut self, builder: Resource<Builder>, x: u32, element: types::Dtype) -> Result<u32> {
         self.operator(&builder, |graph| graph.cast(Value(x), dtype(element)))
     }
@@ -257,46 +274,6 @@ impl graph::HostBuilder for State {
 
     fn expand(&mut self, builder: Resource<Builder>, x: u32, shape: Vec<u32>) -> Result<u32> {
         self.operator(&builder, |graph| graph.expand(Value(x), &dims(&shape)))
-    }
-
-    fn sum(
-        &mut self,
-        builder: Resource<Builder>,
-        x: u32,
-        axes: Vec<u32>,
-        keep: bool,
-    ) -> Result<u32> {
-        self.operator(&builder, |graph| graph.sum(Value(x), &axes, keep))
-    }
-
-    fn mean(
-        &mut self,
-        builder: Resource<Builder>,
-        x: u32,
-        axes: Vec<u32>,
-        keep: bool,
-    ) -> Result<u32> {
-        self.operator(&builder, |graph| graph.mean(Value(x), &axes, keep))
-    }
-
-    fn amax(
-        &mut self,
-        builder: Resource<Builder>,
-        x: u32,
-        axes: Vec<u32>,
-        keep: bool,
-    ) -> Result<u32> {
-        self.operator(&builder, |graph| graph.amax(Value(x), &axes, keep))
-    }
-
-    fn amin(
-        &mut self,
-        builder: Resource<Builder>,
-        x: u32,
-        axes: Vec<u32>,
-        keep: bool,
-    ) -> Result<u32> {
-        self.operator(&builder, |graph| graph.amin(Value(x), &axes, keep))
     }
 
     fn variance(

@@ -349,7 +349,7 @@ pub(crate) fn plans_on_gpus() -> impl Iterator<Item = Plan> {
 
 #[test]
 fn operators_agree_with_their_definitions_on_cuda() {
-    let test = "operators::operators_agree_with_their_definitions_on_cuda";
+    let test = "conformance::operators_agree_with_their_definitions_on_cuda";
     emulator::emulated(test, &["forward", "7"], ONE_GPU, || {
         let backend = gpu();
         on_gpus().for_each(|built| check(&backend, &built).unwrap());
@@ -425,7 +425,7 @@ fn integers_wrap_around_and_indices_outside_are_told() {
 
 #[test]
 fn integers_wrap_around_and_indices_outside_are_told_on_cuda() {
-    let test = "operators::integers_wrap_around_and_indices_outside_are_told_on_cuda";
+    let test = "conformance::integers_wrap_around_and_indices_outside_are_told_on_cuda";
     emulator::emulated(test, &["forward"], ONE_GPU, || check_limits(&gpu()));
 }
 
