@@ -126,7 +126,8 @@ impl Builder {
 
     // Leaves
 
-    /// A tensor fed at every run; only its first size may be the batch.
+    /// A tensor fed at every run; only its first size may be the batch. What is fed as uint8 is cast
+    /// before it is computed with.
     pub fn input(&mut self, name: &str, dtype: DType, shape: &[Dim]) -> Result<Value, Error> {
         let batch_inside = shape.iter().skip(1).any(|d| matches!(d, Dim::Batch(_)));
         if batch_inside || matches!(shape.first(), Some(Dim::Batch(k)) if *k != 1) {
@@ -134,9 +135,9 @@ impl Builder {
                 "input: only the first size may be the batch",
             )));
         }
-        if !matches!(dtype, DType::F32 | DType::I64 | DType::Bool) {
+        if !matches!(dtype, DType::F32 | DType::I64 | DType::Bool | DType::U8) {
             return self.at_next(Err(Error::dtype(format!(
-                "input: {dtype} is not computed with; use float32, int64 or boolean"
+                "input: {dtype} is not computed with; use float32, int64, boolean or uint8"
             ))));
         }
         Self::claim(&mut self.names, name)?;

@@ -377,7 +377,13 @@ table! {
         let truths = c.b.cast(integers, DType::Bool)?;
         let back = c.b.cast(integers, DType::F32)?;
         let numbers = c.b.cast(truths, DType::F32)?;
-        Ok(vec![integers, truths, back, numbers])
+        let bytes = (0..6).map(|_| c.number(0, 255) as u8).collect();
+        let bytes = c.feed(DType::U8, &fixed(&[2, 3]), bytes)?;
+        let mut results = vec![integers, truths, back, numbers];
+        for dtype in [DType::F32, DType::I64, DType::Bool] {
+            results.push(c.b.cast(bytes, dtype)?);
+        }
+        Ok(results)
     };
     "ceil": |c| unary(c, WIDE, Builder::ceil);
     "clamp": |c| unary(c, WIDE, |b, x| b.clamp(x, -1.0, 2.0));

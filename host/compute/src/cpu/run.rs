@@ -311,6 +311,11 @@ fn float_kernel(
                     .zip(operands.get::<u8>(x[0]))
                     .for_each(|(y, &x)| *y = f32::from(x != 0));
             }
+            DType::U8 => {
+                out.iter_mut()
+                    .zip(operands.get::<u8>(x[0]))
+                    .for_each(|(y, &x)| *y = f32::from(x));
+            }
             _ => out.copy_from_slice(get(0)),
         },
         Op::ScatterAdd { axis } => {
@@ -506,6 +511,10 @@ fn other_kernel(parallel: bool, node: &Node, operands: &Operands<'_>, out: &mut 
                     .zip(operands.get::<f32>(x[0]))
                     .for_each(|(y, &x)| *y = x as i64),
                 DType::I64 => out.copy_from_slice(operands.get(x[0])),
+                DType::U8 => out
+                    .iter_mut()
+                    .zip(operands.get::<u8>(x[0]))
+                    .for_each(|(y, &x)| *y = i64::from(x)),
                 _ => out
                     .iter_mut()
                     .zip(operands.get::<u8>(x[0]))
@@ -521,7 +530,10 @@ fn other_kernel(parallel: bool, node: &Node, operands: &Operands<'_>, out: &mut 
                 .iter_mut()
                 .zip(operands.get::<i64>(x[0]))
                 .for_each(|(y, &x)| *y = u8::from(x != 0)),
-            _ => out.copy_from_slice(operands.get(x[0])),
+            _ => out
+                .iter_mut()
+                .zip(operands.get::<u8>(x[0]))
+                .for_each(|(y, &x)| *y = u8::from(x != 0)),
         },
         _ => {}
     }

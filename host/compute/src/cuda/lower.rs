@@ -675,6 +675,7 @@ fn type_of(dtype: DType) -> i32 {
     match dtype {
         DType::F32 => 0,
         DType::I64 => 1,
+        DType::U8 => 3,
         _ => 2,
     }
 }

@@ -353,6 +353,9 @@ impl Builder {
     ) -> Result<Value, Error> {
         let node = self.operand(x)?;
         let rank = node.shape.rank();
+        if node.dtype == DType::U8 {
+            return self.at_next(Err(Error::dtype("pad does not take uint8: cast it first")));
+        }
         if [before.len(), after.len()] != [rank; 2] {
             return self.at_next(Err(Error::attribute(format!(
                 "pad of {}: it takes {rank} numbers before and after",

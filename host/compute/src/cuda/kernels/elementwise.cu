@@ -10,7 +10,7 @@ enum Unary {
 enum Binary { ADD, SUB, MUL, DIV, MAXIMUM, MINIMUM };
 enum Comparison { EQUAL, NOT_EQUAL, LESS, LESS_OR_EQUAL, GREATER, GREATER_OR_EQUAL };
 enum Logic { AND, OR };
-enum Type { F32, I64, BOOL };
+enum Type { F32, I64, BOOL, U8 };
 
 #define FRAC_1_SQRT_2 0.70710678118654752f
 #define FRAC_2_SQRT_PI 1.12837916709551257f
