@@ -1,8 +1,7 @@
 //! Convolution as a product with a matrix of patches, image by image (Chellapilla, Puri and Simard
 //! 2006). A batch is divided into lanes, each with a workspace of its own.
 
-use rayon::prelude::*;
-
+use super::chunks::Workers;
 use super::matmul::{Matrix, gemm};
 use crate::ops::conv::Geometry;
 
@@ -40,9 +39,9 @@ impl Group {
 }
 
 /// Calls `work` with the number, the part of `out` (`size` elements) and the patch matrix of every
-/// lane, side by side where `parallel`.
+/// lane, side by side on the workers.
 fn lanes(
-    parallel: bool,
+    workers: Workers<'_>,
     out: &mut [f32],
     size: usize,
     matrices: &mut [f32],
@@ -56,13 +55,8 @@ fn lanes(
         matrices = rest;
         lanes.push((out, own));
     }
-    if parallel && lanes.len() > 1 {
-        let lanes = lanes.into_par_iter().enumerate();
-        lanes.for_each(|(lane, (out, matrix))| work(lane, out, matrix));
-    } else {
-        let lanes = lanes.into_iter().enumerate();
-        lanes.for_each(|(lane, (out, matrix))| work(lane, out, matrix));
-    }
+    let lanes: Vec<_> = lanes.into_iter().enumerate().collect();
+    workers.each(lanes, |(lane, (out, matrix))| work(lane, out, matrix));
 }
 
 /// The columns of a window that fall into the image: for `columns` results, those from the first
@@ -151,7 +145,7 @@ fn scatter(g: &Geometry, matrix: &[f32], image: &mut [f32]) {
 
 /// out `[batch, out, rows, columns]` of x and weight.
 pub(crate) fn forward(
-    parallel: bool,
+    workers: Workers<'_>,
     g: &Geometry,
     x: &[f32],
     weight: &[f32],
@@ -163,7 +157,7 @@ pub(crate) fn forward(
     let (image, result) = (group.image * group.count, group.result * group.count);
     let images = g.batch.div_ceil(g.lanes());
     lanes(
-        parallel,
+        workers,
         out,
         images * result,
         workspace,
@@ -185,7 +179,7 @@ pub(crate) fn forward(
                         &*matrix
                     };
                     let columns = Matrix::new(columns, g.patch(), g.pixels());
-                    gemm(false, weight, columns, out, bias.is_some());
+                    gemm(workers.alone(), weight, columns, out, bias.is_some());
                 }
             }
         },
@@ -194,7 +188,7 @@ pub(crate) fn forward(
 
 /// dx = the patches' gradients weightᵀ·dy, added back to the image.
 pub(crate) fn input_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     g: &Geometry,
     dy: &[f32],
     weight: &[f32],
@@ -205,7 +199,7 @@ pub(crate) fn input_gradient(
     let (image, result) = (group.image * group.count, group.result * group.count);
     let images = g.batch.div_ceil(g.lanes());
     lanes(
-        parallel,
+        workers,
         dx,
         images * image,
         workspace,
@@ -217,9 +211,9 @@ pub(crate) fn input_gradient(
                     let dy = Matrix::new(&dy[k * group.result..], group.out, g.pixels());
                     let weight = Matrix::new(&weight[k * group.weight..], group.out, g.patch());
                     if g.is_pointwise() {
-                        gemm(false, weight.transposed(), dy, dx, false);
+                        gemm(workers.alone(), weight.transposed(), dy, dx, false);
                     } else {
-                        gemm(false, weight.transposed(), dy, matrix, false);
+                        gemm(workers.alone(), weight.transposed(), dy, matrix, false);
                         dx.fill(0.0);
                         scatter(g, matrix, dx);
                     }
@@ -231,7 +225,7 @@ pub(crate) fn input_gradient(
 
 /// dw = Σ dy·patchesᵀ over the batch: a sum a lane, added in the lanes' order.
 pub(crate) fn weight_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     g: &Geometry,
     x: &[f32],
     dy: &[f32],
@@ -245,7 +239,7 @@ pub(crate) fn weight_gradient(
     let (sums, matrices) = workspace.split_at_mut(dw.len() * g.lanes());
     let sums = &mut sums[..used];
     lanes(
-        parallel,
+        workers,
         sums,
         dw.len(),
         matrices,
@@ -263,7 +257,13 @@ pub(crate) fn weight_gradient(
                         &*matrix
                     };
                     let columns = Matrix::new(columns, g.patch(), g.pixels());
-                    gemm(false, dy, columns.transposed(), sum, n > lane * images);
+                    gemm(
+                        workers.alone(),
+                        dy,
+                        columns.transposed(),
+                        sum,
+                        n > lane * images,
+                    );
                 }
             }
         },

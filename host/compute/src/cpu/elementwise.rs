@@ -2,7 +2,7 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use super::chunks::{CHUNK, chunks, vectorized};
+use super::chunks::{CHUNK, Workers, vectorized};
 use super::math::{erf, exp, sigmoid, tanh};
 use crate::ops::elementwise::{Binary, Comparison, Logic, Unary};
 use crate::walk::{Walk, broadcast};
@@ -27,12 +27,12 @@ fn sign(x: f32) -> f32 {
 
 /// out = f(x).
 pub(crate) fn map(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[f32],
     out: &mut [f32],
     f: impl Fn(f32) -> f32 + Sync + Send,
 ) {
-    chunks(parallel, out, CHUNK, |i, out| {
+    workers.chunks(out, CHUNK, |i, out| {
         vectorized(|| {
             for (y, &x) in out.iter_mut().zip(&x[i * CHUNK..]) {
                 *y = f(x);
@@ -43,13 +43,13 @@ pub(crate) fn map(
 
 /// out = f(a, b), all of one shape.
 fn zip(
-    parallel: bool,
+    workers: Workers<'_>,
     a: &[f32],
     b: &[f32],
     out: &mut [f32],
     f: impl Fn(f32, f32) -> f32 + Sync + Send,
 ) {
-    chunks(parallel, out, CHUNK, |i, out| {
+    workers.chunks(out, CHUNK, |i, out| {
         vectorized(|| {
             for ((y, &a), &b) in out.iter_mut().zip(&a[i * CHUNK..]).zip(&b[i * CHUNK..]) {
                 *y = f(a, b);
@@ -58,25 +58,25 @@ fn zip(
     });
 }
 
-pub(crate) fn unary(parallel: bool, kind: Unary, x: &[f32], out: &mut [f32]) {
+pub(crate) fn unary(workers: Workers<'_>, kind: Unary, x: &[f32], out: &mut [f32]) {
     match kind {
         Unary::Affine { factor, offset } => {
             let (factor, offset) = (factor as f32, offset as f32);
-            map(parallel, x, out, |x| factor * x + offset);
+            map(workers, x, out, |x| factor * x + offset);
         }
-        Unary::Abs => map(parallel, x, out, f32::abs),
-        Unary::Exp => map(parallel, x, out, exp),
-        Unary::Log => map(parallel, x, out, f32::ln),
-        Unary::Sqrt => map(parallel, x, out, f32::sqrt),
-        Unary::Rsqrt => map(parallel, x, out, |x| 1.0 / x.sqrt()),
-        Unary::Sin => map(parallel, x, out, f32::sin),
-        Unary::Cos => map(parallel, x, out, f32::cos),
-        Unary::Erf => map(parallel, x, out, erf),
-        Unary::Pow { exponent } => map(parallel, x, out, |x| x.powf(exponent as f32)),
+        Unary::Abs => map(workers, x, out, f32::abs),
+        Unary::Exp => map(workers, x, out, exp),
+        Unary::Log => map(workers, x, out, f32::ln),
+        Unary::Sqrt => map(workers, x, out, f32::sqrt),
+        Unary::Rsqrt => map(workers, x, out, |x| 1.0 / x.sqrt()),
+        Unary::Sin => map(workers, x, out, f32::sin),
+        Unary::Cos => map(workers, x, out, f32::cos),
+        Unary::Erf => map(workers, x, out, erf),
+        Unary::Pow { exponent } => map(workers, x, out, |x| x.powf(exponent as f32)),
         // NaN stays NaN, as in PyTorch.
         Unary::Clamp { low, high } => {
             let (low, high) = (low as f32, high as f32);
-            map(parallel, x, out, |x| {
+            map(workers, x, out, |x| {
                 if x < low {
                     low
                 } else if x > high {
@@ -86,59 +86,65 @@ pub(crate) fn unary(parallel: bool, kind: Unary, x: &[f32], out: &mut [f32]) {
                 }
             });
         }
-        Unary::Relu => map(parallel, x, out, |x| if x < 0.0 { 0.0 } else { x }),
+        Unary::Relu => map(workers, x, out, |x| if x < 0.0 { 0.0 } else { x }),
         Unary::LeakyRelu { slope } => {
             let slope = slope as f32;
-            map(parallel, x, out, |x| if x < 0.0 { slope * x } else { x });
+            map(workers, x, out, |x| if x < 0.0 { slope * x } else { x });
         }
         Unary::Gelu => {
-            map(parallel, x, out, |x| {
+            map(workers, x, out, |x| {
                 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2))
             });
         }
-        Unary::GeluTanh => map(parallel, x, out, |x| {
+        Unary::GeluTanh => map(workers, x, out, |x| {
             0.5 * x * (1.0 + tanh(TANH_SCALE * (x + 0.044_715 * x * x * x)))
         }),
-        Unary::Silu => map(parallel, x, out, |x| x * sigmoid(x)),
-        Unary::Sigmoid => map(parallel, x, out, sigmoid),
-        Unary::Tanh => map(parallel, x, out, tanh),
+        Unary::Silu => map(workers, x, out, |x| x * sigmoid(x)),
+        Unary::Sigmoid => map(workers, x, out, sigmoid),
+        Unary::Tanh => map(workers, x, out, tanh),
         Unary::Elu { alpha } => {
             let alpha = alpha as f32;
-            map(parallel, x, out, |x| {
+            map(workers, x, out, |x| {
                 if x < 0.0 { alpha * x.exp_m1() } else { x }
             });
         }
         // log(1 + eˣ) = max(x, 0) + log(1 + e^−|x|), which does not overflow.
-        Unary::Softplus => map(parallel, x, out, |x| {
+        Unary::Softplus => map(workers, x, out, |x| {
             (if x < 0.0 { 0.0 } else { x }) + (-x.abs()).exp().ln_1p()
         }),
-        Unary::HardSigmoid => map(parallel, x, out, hard_sigmoid),
-        Unary::HardSwish => map(parallel, x, out, |x| x * hard_sigmoid(x)),
-        Unary::Sign => map(parallel, x, out, sign),
-        Unary::Floor => map(parallel, x, out, f32::floor),
-        Unary::Ceil => map(parallel, x, out, f32::ceil),
-        Unary::Round => map(parallel, x, out, f32::round_ties_even),
-        Unary::Tan => map(parallel, x, out, f32::tan),
-        Unary::Asin => map(parallel, x, out, f32::asin),
-        Unary::Acos => map(parallel, x, out, f32::acos),
-        Unary::Atan => map(parallel, x, out, f32::atan),
-        Unary::Sinh => map(parallel, x, out, f32::sinh),
-        Unary::Cosh => map(parallel, x, out, f32::cosh),
-        Unary::Asinh => map(parallel, x, out, libm::asinhf),
-        Unary::Acosh => map(parallel, x, out, libm::acoshf),
-        Unary::Atanh => map(parallel, x, out, libm::atanhf),
+        Unary::HardSigmoid => map(workers, x, out, hard_sigmoid),
+        Unary::HardSwish => map(workers, x, out, |x| x * hard_sigmoid(x)),
+        Unary::Sign => map(workers, x, out, sign),
+        Unary::Floor => map(workers, x, out, f32::floor),
+        Unary::Ceil => map(workers, x, out, f32::ceil),
+        Unary::Round => map(workers, x, out, f32::round_ties_even),
+        Unary::Tan => map(workers, x, out, f32::tan),
+        Unary::Asin => map(workers, x, out, f32::asin),
+        Unary::Acos => map(workers, x, out, f32::acos),
+        Unary::Atan => map(workers, x, out, f32::atan),
+        Unary::Sinh => map(workers, x, out, f32::sinh),
+        Unary::Cosh => map(workers, x, out, f32::cosh),
+        Unary::Asinh => map(workers, x, out, libm::asinhf),
+        Unary::Acosh => map(workers, x, out, libm::acoshf),
+        Unary::Atanh => map(workers, x, out, libm::atanhf),
     }
 }
 
 /// out = dy · f′(x).
-pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32], out: &mut [f32]) {
+pub(crate) fn unary_gradient(
+    workers: Workers<'_>,
+    kind: Unary,
+    x: &[f32],
+    dy: &[f32],
+    out: &mut [f32],
+) {
     let mut with = |derivative: &(dyn Fn(f32) -> f32 + Sync)| {
-        zip(parallel, x, dy, out, |x, dy| dy * derivative(x));
+        zip(workers, x, dy, out, |x, dy| dy * derivative(x));
     };
     match kind {
         Unary::Affine { factor, .. } => with(&|_| factor as f32),
         Unary::Abs => with(&sign),
-        Unary::Exp => zip(parallel, x, dy, out, |x, dy| dy * exp(x)),
+        Unary::Exp => zip(workers, x, dy, out, |x, dy| dy * exp(x)),
         Unary::Log => with(&|x| 1.0 / x),
         Unary::Sqrt => with(&|x| 0.5 / x.sqrt()),
         Unary::Rsqrt => with(&|x| -0.5 / (x * x.sqrt())),
@@ -157,11 +163,11 @@ pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32],
                 }
             });
         }
-        Unary::Relu => zip(parallel, x, dy, out, |x, dy| if x > 0.0 { dy } else { 0.0 }),
+        Unary::Relu => zip(workers, x, dy, out, |x, dy| if x > 0.0 { dy } else { 0.0 }),
         Unary::LeakyRelu { slope } => {
             let slope = slope as f32;
             zip(
-                parallel,
+                workers,
                 x,
                 dy,
                 out,
@@ -169,31 +175,31 @@ pub(crate) fn unary_gradient(parallel: bool, kind: Unary, x: &[f32], dy: &[f32],
             );
         }
         // Φ(x) + x·φ(x)
-        Unary::Gelu => zip(parallel, x, dy, out, |x, dy| {
+        Unary::Gelu => zip(workers, x, dy, out, |x, dy| {
             let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * exp(-0.5 * x * x);
             dy * (0.5 * (1.0 + erf(x * FRAC_1_SQRT_2)) + x * density)
         }),
-        Unary::GeluTanh => zip(parallel, x, dy, out, |x, dy| {
+        Unary::GeluTanh => zip(workers, x, dy, out, |x, dy| {
             let t = tanh(TANH_SCALE * (x + 0.044_715 * x * x * x));
             let slope = TANH_SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
             dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
         }),
-        Unary::Silu => zip(parallel, x, dy, out, |x, dy| {
+        Unary::Silu => zip(workers, x, dy, out, |x, dy| {
             let s = sigmoid(x);
             dy * (s * (1.0 + x * (1.0 - s)))
         }),
-        Unary::Sigmoid => zip(parallel, x, dy, out, |x, dy| {
+        Unary::Sigmoid => zip(workers, x, dy, out, |x, dy| {
             let s = sigmoid(x);
             dy * (s * (1.0 - s))
         }),
-        Unary::Tanh => zip(parallel, x, dy, out, |x, dy| {
+        Unary::Tanh => zip(workers, x, dy, out, |x, dy| {
             let t = tanh(x);
             dy * (1.0 - t * t)
         }),
         Unary::Elu { alpha } => with(&|x| if x > 0.0 { 1.0 } else { alpha as f32 * x.exp() }),
         Unary::Softplus => with(&sigmoid),
         Unary::HardSigmoid => with(&|x| if x.abs() < 3.0 { 1.0 / 6.0 } else { 0.0 }),
-        Unary::HardSwish => zip(parallel, x, dy, out, |x, dy| {
+        Unary::HardSwish => zip(workers, x, dy, out, |x, dy| {
             let inside = if x < 3.0 { x / 3.0 + 0.5 } else { 1.0 };
             if x <= -3.0 { 0.0 } else { dy * inside }
         }),
@@ -218,7 +224,7 @@ pub(crate) type Operand<'a, T> = (&'a [T], &'a [usize]);
 
 /// out = f(a, b) with broadcasting to `shape`.
 pub(crate) fn broadcasting<T: Copy + Sync, U: Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     (a, a_shape): Operand<'_, T>,
     (b, b_shape): Operand<'_, T>,
     (out, shape): (&mut [U], &[usize]),
@@ -229,7 +235,7 @@ pub(crate) fn broadcasting<T: Copy + Sync, U: Send>(
         [&broadcast(a_shape, shape), &broadcast(b_shape, shape)],
     );
     let inner = walk.inner();
-    chunks(parallel, out, CHUNK, |i, out| {
+    workers.chunks(out, CHUNK, |i, out| {
         let start = i * CHUNK;
         let end = start + out.len();
         let mut out = out;
@@ -261,21 +267,21 @@ pub(crate) fn broadcasting<T: Copy + Sync, U: Send>(
 }
 
 pub(crate) fn binary(
-    parallel: bool,
+    workers: Workers<'_>,
     kind: Binary,
     a: Operand<'_, f32>,
     b: Operand<'_, f32>,
     out: (&mut [f32], &[usize]),
 ) {
     match kind {
-        Binary::Add => broadcasting(parallel, a, b, out, |a, b| a + b),
-        Binary::Sub => broadcasting(parallel, a, b, out, |a, b| a - b),
-        Binary::Mul => broadcasting(parallel, a, b, out, |a, b| a * b),
-        Binary::Div => broadcasting(parallel, a, b, out, |a, b| a / b),
+        Binary::Add => broadcasting(workers, a, b, out, |a, b| a + b),
+        Binary::Sub => broadcasting(workers, a, b, out, |a, b| a - b),
+        Binary::Mul => broadcasting(workers, a, b, out, |a, b| a * b),
+        Binary::Div => broadcasting(workers, a, b, out, |a, b| a / b),
         // NaN wins, as in PyTorch.
         Binary::Maximum => {
             broadcasting(
-                parallel,
+                workers,
                 a,
                 b,
                 out,
@@ -284,7 +290,7 @@ pub(crate) fn binary(
         }
         Binary::Minimum => {
             broadcasting(
-                parallel,
+                workers,
                 a,
                 b,
                 out,
@@ -295,41 +301,41 @@ pub(crate) fn binary(
 }
 
 pub(crate) fn integer_binary(
-    parallel: bool,
+    workers: Workers<'_>,
     kind: Binary,
     a: Operand<'_, i64>,
     b: Operand<'_, i64>,
     out: (&mut [i64], &[usize]),
 ) {
-    broadcasting(parallel, a, b, out, |a, b| kind.of_integers(a, b));
+    broadcasting(workers, a, b, out, |a, b| kind.of_integers(a, b));
 }
 
 pub(crate) fn compare<T: Copy + Sync + PartialOrd>(
-    parallel: bool,
+    workers: Workers<'_>,
     kind: Comparison,
     a: Operand<'_, T>,
     b: Operand<'_, T>,
     out: (&mut [u8], &[usize]),
 ) {
-    broadcasting(parallel, a, b, out, |a, b| u8::from(kind.holds(a, b)));
+    broadcasting(workers, a, b, out, |a, b| u8::from(kind.holds(a, b)));
 }
 
 pub(crate) fn logic(
-    parallel: bool,
+    workers: Workers<'_>,
     kind: Logic,
     a: Operand<'_, u8>,
     b: Operand<'_, u8>,
     out: (&mut [u8], &[usize]),
 ) {
     match kind {
-        Logic::And => broadcasting(parallel, a, b, out, |a, b| a & b),
-        Logic::Or => broadcasting(parallel, a, b, out, |a, b| a | b),
+        Logic::And => broadcasting(workers, a, b, out, |a, b| a & b),
+        Logic::Or => broadcasting(workers, a, b, out, |a, b| a | b),
     }
 }
 
 /// out = a where the condition holds, else b.
 pub(crate) fn select<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     (condition, condition_shape): Operand<'_, u8>,
     (a, a_shape): Operand<'_, T>,
     (b, b_shape): Operand<'_, T>,
@@ -338,7 +344,7 @@ pub(crate) fn select<T: Copy + Sync + Send>(
     let operands = [condition_shape, a_shape, b_shape].map(|own| broadcast(own, shape));
     let walk = Walk::new(shape, operands.each_ref().map(Vec::as_slice));
     let inner = walk.inner();
-    chunks(parallel, out, CHUNK, |i, out| {
+    workers.chunks(out, CHUNK, |i, out| {
         let start = i * CHUNK;
         let mut done = 0;
         walk.runs(start, start + out.len(), |at, length| {
@@ -352,9 +358,9 @@ pub(crate) fn select<T: Copy + Sync + Send>(
 }
 
 /// Adds `row` to every row of `out`.
-pub(crate) fn add_rows(parallel: bool, row: &[f32], out: &mut [f32]) {
+pub(crate) fn add_rows(workers: Workers<'_>, row: &[f32], out: &mut [f32]) {
     let rows = (CHUNK / row.len()).max(1);
-    chunks(parallel, out, rows * row.len(), |_, out| {
+    workers.chunks(out, rows * row.len(), |_, out| {
         for out in out.chunks_exact_mut(row.len()) {
             out.iter_mut().zip(row).for_each(|(y, &x)| *y += x);
         }
@@ -363,14 +369,14 @@ pub(crate) fn add_rows(parallel: bool, row: &[f32], out: &mut [f32]) {
 
 /// out = dy where a wins over b, half of it where they are equal.
 pub(crate) fn extremum_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     maximum: bool,
     a: Operand<'_, f32>,
     b: Operand<'_, f32>,
     dy: &[f32],
     (out, shape): (&mut [f32], &[usize]),
 ) {
-    broadcasting(parallel, a, b, (&mut *out, shape), |a, b| {
+    broadcasting(workers, a, b, (&mut *out, shape), |a, b| {
         if a == b {
             0.5
         } else if (a > b) == maximum {
@@ -379,7 +385,7 @@ pub(crate) fn extremum_gradient(
             0.0
         }
     });
-    chunks(parallel, out, CHUNK, |i, out| {
+    workers.chunks(out, CHUNK, |i, out| {
         out.iter_mut()
             .zip(&dy[i * CHUNK..])
             .for_each(|(y, &dy)| *y *= dy);

@@ -1,6 +1,6 @@
 //! Kernels that take elements by indices, and add them there.
 
-use super::chunks::{CHUNK, chunks};
+use super::chunks::{CHUNK, Workers};
 use crate::error::Error;
 
 /// Refuses an index that names no element. Errors: `data.index`.
@@ -14,7 +14,7 @@ fn check(by: &[i64], size: usize) -> Result<(), Error> {
 /// out `[outer, count, inner]` = along the axis of x `[outer, size, inner]` the element that each
 /// index names.
 pub(crate) fn gather<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     by: &[i64],
     (size, count, inner): (usize, usize, usize),
@@ -22,7 +22,7 @@ pub(crate) fn gather<T: Copy + Sync + Send>(
 ) -> Result<(), Error> {
     check(by, size)?;
     let row = count * inner;
-    chunks(parallel, out, row, |outer, out| {
+    workers.chunks(out, row, |outer, out| {
         let (x, by) = (&x[outer * size * inner..], &by[outer * row..]);
         for (i, (y, &index)) in out.iter_mut().zip(by).enumerate() {
             *y = x[index as usize * inner + i % inner];
@@ -33,7 +33,7 @@ pub(crate) fn gather<T: Copy + Sync + Send>(
 
 /// out `[outer, size, inner]` = zeros with each update `[outer, count, inner]` added at its index.
 pub(crate) fn scatter_add(
-    parallel: bool,
+    workers: Workers<'_>,
     updates: &[f32],
     by: &[i64],
     (size, count, inner): (usize, usize, usize),
@@ -41,7 +41,7 @@ pub(crate) fn scatter_add(
 ) -> Result<(), Error> {
     check(by, size)?;
     let row = count * inner;
-    chunks(parallel, out, size * inner, |outer, out| {
+    workers.chunks(out, size * inner, |outer, out| {
         out.fill(0.0);
         let (updates, by) = (&updates[outer * row..][..row], &by[outer * row..]);
         for (i, (&update, &index)) in updates.iter().zip(by).enumerate() {
@@ -53,7 +53,7 @@ pub(crate) fn scatter_add(
 
 /// out `[outer, indices, inner]` = the parts of x `[outer, size, inner]` that indices name.
 pub(crate) fn take<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     by: &[i64],
     (size, inner): (usize, usize),
@@ -61,7 +61,7 @@ pub(crate) fn take<T: Copy + Sync + Send>(
 ) -> Result<(), Error> {
     check(by, size)?;
     let rows = (CHUNK / inner).max(1);
-    chunks(parallel, out, rows * inner, |chunk, out| {
+    workers.chunks(out, rows * inner, |chunk, out| {
         for (i, out) in out.chunks_mut(inner).enumerate() {
             let row = chunk * rows + i;
             let from = row / by.len() * size + by[row % by.len()] as usize;
@@ -74,7 +74,7 @@ pub(crate) fn take<T: Copy + Sync + Send>(
 /// out `[outer, size, inner]` = zeros with each part of dy `[outer, indices, inner]` added at its
 /// index. A chunk of rows is one thread's, which looks for its indices in their order.
 pub(crate) fn take_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     dy: &[f32],
     by: &[i64],
     (size, inner): (usize, usize),
@@ -82,7 +82,7 @@ pub(crate) fn take_gradient(
 ) -> Result<(), Error> {
     check(by, size)?;
     let rows = (CHUNK / inner).max(1);
-    chunks(parallel, out, rows * inner, |chunk, out| {
+    workers.chunks(out, rows * inner, |chunk, out| {
         out.fill(0.0);
         let (first, last) = (chunk * rows, chunk * rows + out.len() / inner);
         for outer in first / size..last.div_ceil(size) {

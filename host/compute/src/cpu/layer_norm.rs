@@ -1,6 +1,6 @@
 //! Normalisation of rows.
 
-use super::chunks::{CHUNK, chunks};
+use super::chunks::{CHUNK, Workers};
 use crate::ops::norm::{LayerNorm, PART_ROWS};
 
 /// Mean (0 where it is not taken off) and 1/√(variance + ε) of a row.
@@ -33,7 +33,7 @@ fn sum(row: &[f32], f: impl Fn(f64) -> f64) -> f64 {
 
 /// out = (x − mean)·r, scaled and shifted by rows `[size]` where there are such.
 pub(crate) fn layer_norm(
-    parallel: bool,
+    workers: Workers<'_>,
     attributes: &LayerNorm,
     x: &[f32],
     size: usize,
@@ -42,7 +42,7 @@ pub(crate) fn layer_norm(
     out: &mut [f32],
 ) {
     let rows = (CHUNK / size).max(1);
-    chunks(parallel, out, rows * size, |chunk, out| {
+    workers.chunks(out, rows * size, |chunk, out| {
         let x = x[chunk * rows * size..].chunks_exact(size);
         for (out, x) in out.chunks_exact_mut(size).zip(x) {
             let (mean, reciprocal) = statistics(attributes, x);
@@ -64,7 +64,7 @@ pub(crate) fn layer_norm(
 
 /// out = the gradient of x.
 pub(crate) fn input_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     attributes: &LayerNorm,
     (x, dy): (&[f32], &[f32]),
     size: usize,
@@ -72,7 +72,7 @@ pub(crate) fn input_gradient(
     out: &mut [f32],
 ) {
     let rows = (CHUNK / size).max(1);
-    chunks(parallel, out, rows * size, |chunk, out| {
+    workers.chunks(out, rows * size, |chunk, out| {
         let start = chunk * rows * size;
         let pairs = x[start..]
             .chunks_exact(size)
@@ -104,7 +104,7 @@ pub(crate) fn input_gradient(
 
 /// out `[2, size]` = Σ dy·x̂ and Σ dy over rows.
 pub(crate) fn parameter_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     attributes: &LayerNorm,
     (x, dy): (&[f32], &[f32]),
     size: usize,
@@ -113,7 +113,7 @@ pub(crate) fn parameter_gradient(
 ) {
     let parts = (x.len() / size).div_ceil(PART_ROWS);
     let parts = &mut workspace[..parts * 2 * size];
-    chunks(parallel, parts, 2 * size, |part, sums| {
+    workers.chunks(parts, 2 * size, |part, sums| {
         sums.fill(0.0);
         let (scales, biases) = sums.split_at_mut(size);
         let start = part * PART_ROWS * size;
@@ -131,7 +131,7 @@ pub(crate) fn parameter_gradient(
         }
     });
     let parts = &*parts;
-    chunks(parallel, out, CHUNK, |chunk, out| {
+    workers.chunks(out, CHUNK, |chunk, out| {
         for (i, y) in out.iter_mut().enumerate() {
             let at = chunk * CHUNK + i;
             let column = parts[at..].iter().step_by(2 * size);

@@ -2,6 +2,7 @@
 
 use gemm::Parallelism;
 
+use super::chunks::Workers;
 use crate::walk::{Walk, broadcast};
 
 /// A row-major matrix of `rows` × `columns`, or the transpose of one.
@@ -44,7 +45,7 @@ impl<'a> Matrix<'a> {
 
 /// out = a·b, or out + a·b where `accumulate`; out is row-major.
 pub(crate) fn gemm(
-    parallel: bool,
+    workers: Workers<'_>,
     a: Matrix<'_>,
     b: Matrix<'_>,
     out: &mut [f32],
@@ -52,7 +53,7 @@ pub(crate) fn gemm(
 ) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert!(b.rows == k && a.data.len() >= m * k && b.data.len() >= k * n && out.len() >= m * n);
-    let parallelism = if parallel {
+    let parallelism = if workers.many() {
         Parallelism::Rayon(0)
     } else {
         Parallelism::None
@@ -90,7 +91,7 @@ pub(crate) type Operand<'a> = (&'a [f32], &'a [usize], bool);
 
 /// out of `shape` = a·b over the last two axes, the leading ones broadcast.
 pub(crate) fn matmul(
-    parallel: bool,
+    workers: Workers<'_>,
     (a, a_shape, ta): Operand<'_>,
     (b, b_shape, tb): Operand<'_>,
     (out, shape): (&mut [f32], &[usize]),
@@ -116,7 +117,7 @@ pub(crate) fn matmul(
         for (step, out) in results.by_ref().take(length).enumerate() {
             let a = Matrix::new(&a[at + step * inner[0]..], a_rows, a_columns).transposed_if(ta);
             let b = Matrix::new(&b[bt + step * inner[1]..], b_rows, b_columns).transposed_if(tb);
-            gemm(parallel, a, b, out, false);
+            gemm(workers, a, b, out, false);
         }
     });
 }

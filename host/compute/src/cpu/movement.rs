@@ -1,12 +1,12 @@
 //! Kernels that move elements without changing them.
 
-use super::chunks::{CHUNK, chunks};
+use super::chunks::{CHUNK, Workers};
 use crate::ops::movement::Window;
 use crate::walk::{Walk, broadcast, strides};
 
 /// out of `shape` = x with `order[i]` of its axes as axis i.
 pub(crate) fn permute<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     x_shape: &[usize],
     order: &[usize],
@@ -14,21 +14,21 @@ pub(crate) fn permute<T: Copy + Sync + Send>(
 ) {
     let own = strides(x_shape);
     let moved: Vec<usize> = order.iter().map(|&axis| own[axis]).collect();
-    gather(parallel, x, &moved, out, shape);
+    gather(workers, x, &moved, out, shape);
 }
 
 /// out of `shape` = x repeated along its axes of size 1.
 pub(crate) fn expand<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     x_shape: &[usize],
     (out, shape): (&mut [T], &[usize]),
 ) {
-    gather(parallel, x, &broadcast(x_shape, shape), out, shape);
+    gather(workers, x, &broadcast(x_shape, shape), out, shape);
 }
 
 fn gather<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     strides: &[usize],
     out: &mut [T],
@@ -36,7 +36,7 @@ fn gather<T: Copy + Sync + Send>(
 ) {
     let walk = Walk::new(shape, [strides]);
     let [stride] = walk.inner();
-    chunks(parallel, out, CHUNK, |i, out| {
+    workers.chunks(out, CHUNK, |i, out| {
         let start = i * CHUNK;
         let end = start + out.len();
         let mut out = out;
@@ -60,7 +60,7 @@ type Sources = Vec<Option<usize>>;
 
 /// out = the elements of x at a window, which starts over past the end of an axis.
 pub(crate) fn slice<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     x_shape: &[usize],
     window: &Window,
@@ -74,12 +74,12 @@ pub(crate) fn slice<T: Copy + Sync + Send>(
         (0..shape[axis]).map(|i| Some(at(i) * own[axis])).collect()
     };
     let axes: Vec<Sources> = (0..shape.len()).map(axis).collect();
-    collect(parallel, x, &axes, None, (out, shape));
+    collect(workers, x, &axes, None, (out, shape));
 }
 
 /// out = `fill`, and x at a window.
 pub(crate) fn place<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     x_shape: &[usize],
     (window, fill): (&Window, T),
@@ -97,12 +97,12 @@ pub(crate) fn place<T: Copy + Sync + Send>(
         sources
     };
     let axes: Vec<Sources> = (0..shape.len()).map(axis).collect();
-    collect(parallel, x, &axes, Some(fill), (out, shape));
+    collect(workers, x, &axes, Some(fill), (out, shape));
 }
 
 /// Copies every element from the sum of its sources along all axes; `fill` where one has none.
 fn collect<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[T],
     axes: &[Sources],
     fill: Option<T>,
@@ -122,7 +122,7 @@ fn collect<T: Copy + Sync + Send>(
     }
     let row = last.len();
     let rows = (CHUNK / row).max(1);
-    chunks(parallel, out, rows * row, |chunk, out| {
+    workers.chunks(out, rows * row, |chunk, out| {
         for (number, out) in out.chunks_mut(row).enumerate() {
             let mut rest = chunk * rows + number;
             let mut base = Some(0);
@@ -147,7 +147,7 @@ fn collect<T: Copy + Sync + Send>(
 
 /// out = operands one after the other along an axis; each with its size there.
 pub(crate) fn concat<T: Copy + Sync + Send>(
-    parallel: bool,
+    workers: Workers<'_>,
     operands: &[(&[T], usize)],
     (out, shape): (&mut [T], &[usize]),
     axis: usize,
@@ -155,7 +155,7 @@ pub(crate) fn concat<T: Copy + Sync + Send>(
     let inner: usize = shape[axis + 1..].iter().product();
     let row = shape[axis] * inner;
     let rows = (CHUNK / row).max(1);
-    chunks(parallel, out, rows * row, |chunk, out| {
+    workers.chunks(out, rows * row, |chunk, out| {
         for (number, mut out) in out.chunks_mut(row).enumerate() {
             for (x, size) in operands {
                 let length = size * inner;

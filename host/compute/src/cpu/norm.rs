@@ -1,7 +1,7 @@
 //! Batch normalisation kernels. A statistics tensor is `[3, channels]`: mean, 1/√(variance + ε),
 //! biased variance.
 
-use super::chunks::chunks;
+use super::chunks::Workers;
 
 /// x `[batch, channels, …]`: the number of channels, and elements of a plane.
 fn planes(shape: &[usize]) -> (usize, usize) {
@@ -21,15 +21,13 @@ fn channel_sum(shape: &[usize], channel: usize, f: impl Fn(std::ops::Range<usize
 
 /// Calls `work` with a channel and its `N` results; `out` is `[N, channels]`.
 fn each_channel<const N: usize>(
-    parallel: bool,
+    workers: Workers<'_>,
     out: &mut [f32],
     work: impl Fn(usize) -> [f64; N] + Sync + Send,
 ) {
     let channels = out.len() / N;
     let mut results = vec![[0.0; N]; channels];
-    chunks(parallel, &mut results, 1, |channel, result| {
-        result[0] = work(channel)
-    });
+    workers.chunks(&mut results, 1, |channel, result| result[0] = work(channel));
     for (row, out) in out.chunks_exact_mut(channels).enumerate() {
         out.iter_mut()
             .zip(&results)
@@ -38,14 +36,14 @@ fn each_channel<const N: usize>(
 }
 
 pub(crate) fn batch_statistics(
-    parallel: bool,
+    workers: Workers<'_>,
     epsilon: f64,
     x: &[f32],
     shape: &[usize],
     out: &mut [f32],
 ) {
     let count = (x.len() / shape[1]) as f64;
-    each_channel(parallel, out, |channel| {
+    each_channel(workers, out, |channel| {
         let mean = channel_sum(shape, channel, |range| {
             x[range].iter().map(|&x| f64::from(x)).sum()
         }) / count;
@@ -59,8 +57,14 @@ pub(crate) fn batch_statistics(
     });
 }
 
-pub(crate) fn fixed_statistics(epsilon: f64, mean: &[f32], variance: &[f32], out: &mut [f32]) {
-    each_channel(false, out, |channel| {
+pub(crate) fn fixed_statistics(
+    workers: Workers<'_>,
+    epsilon: f64,
+    mean: &[f32],
+    variance: &[f32],
+    out: &mut [f32],
+) {
+    each_channel(workers.alone(), out, |channel| {
         let variance = f64::from(variance[channel]);
         [
             f64::from(mean[channel]),
@@ -72,14 +76,14 @@ pub(crate) fn fixed_statistics(epsilon: f64, mean: &[f32], variance: &[f32], out
 
 /// Calls `work` with the number of every plane, its channel and its results.
 fn each_plane(
-    parallel: bool,
+    workers: Workers<'_>,
     shape: &[usize],
     out: &mut [f32],
     work: impl Fn(usize, std::ops::Range<usize>, &mut [f32]) + Sync + Send,
 ) {
     let (channels, size) = planes(shape);
     // Vectors `[batch, channels]` have planes of one element: a chunk is a sample, not a plane.
-    chunks(parallel, out, channels * size, |n, out| {
+    workers.chunks(out, channels * size, |n, out| {
         for (channel, out) in out.chunks_exact_mut(size).enumerate() {
             let start = (n * channels + channel) * size;
             work(channel, start..start + size, out);
@@ -89,7 +93,7 @@ fn each_plane(
 
 /// (x − mean)·r·scale + bias.
 pub(crate) fn batch_norm(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[f32],
     shape: &[usize],
     scale: &[f32],
@@ -98,7 +102,7 @@ pub(crate) fn batch_norm(
     out: &mut [f32],
 ) {
     let channels = shape[1];
-    each_plane(parallel, shape, out, |channel, range, out| {
+    each_plane(workers, shape, out, |channel, range, out| {
         let factor = statistics[channels + channel] * scale[channel];
         let offset = bias[channel] - statistics[channel] * factor;
         out.iter_mut()
@@ -109,7 +113,7 @@ pub(crate) fn batch_norm(
 
 /// `[2, channels]`: Σ dy·x̂ and Σ dy.
 pub(crate) fn parameter_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[f32],
     shape: &[usize],
     dy: &[f32],
@@ -117,7 +121,7 @@ pub(crate) fn parameter_gradient(
     out: &mut [f32],
 ) {
     let channels = shape[1];
-    each_channel(parallel, out, |channel| {
+    each_channel(workers, out, |channel| {
         let (mean, r) = (
             f64::from(statistics[channel]),
             f64::from(statistics[channels + channel]),
@@ -141,7 +145,7 @@ pub(crate) fn parameter_gradient(
     reason = "the operator's operands, one each"
 )]
 pub(crate) fn train_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     shape: &[usize],
     dy: &[f32],
     scale: &[f32],
@@ -152,7 +156,7 @@ pub(crate) fn train_gradient(
 ) {
     let channels = shape[1];
     let count = (x.len() / channels) as f32;
-    each_plane(parallel, shape, out, |channel, range, out| {
+    each_plane(workers, shape, out, |channel, range, out| {
         let (mean, r) = (statistics[channel], statistics[channels + channel]);
         let factor = scale[channel] * r;
         let slope = factor * r * parameters[channel] / count;
@@ -166,7 +170,7 @@ pub(crate) fn train_gradient(
 
 /// scale·r·dy.
 pub(crate) fn eval_gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     shape: &[usize],
     dy: &[f32],
     scale: &[f32],
@@ -174,7 +178,7 @@ pub(crate) fn eval_gradient(
     out: &mut [f32],
 ) {
     let channels = shape[1];
-    each_plane(parallel, shape, out, |channel, range, out| {
+    each_plane(workers, shape, out, |channel, range, out| {
         let factor = scale[channel] * statistics[channels + channel];
         out.iter_mut()
             .zip(&dy[range])

@@ -1,13 +1,11 @@
 //! Optimizer steps, in place.
 
-use rayon::prelude::*;
-
-use super::chunks::CHUNK;
+use super::chunks::{CHUNK, Workers};
 use crate::ops::optimizer::Optimizer;
 
 /// Moves a parameter against its gradient. `step` counts from 1.
 pub(crate) fn update(
-    parallel: bool,
+    workers: Workers<'_>,
     rule: &Optimizer,
     rate: f64,
     step: u64,
@@ -23,7 +21,7 @@ pub(crate) fn update(
         } => {
             let (rate, decay, momentum) = (rate as f32, decay as f32, momentum as f32);
             each_chunk(
-                parallel,
+                workers,
                 parameter,
                 gradient,
                 states,
@@ -44,7 +42,7 @@ pub(crate) fn update(
         }
         Optimizer::Average { .. } => {
             let [decay, ..] = rule.step_values(rate, step);
-            each_chunk(parallel, parameter, gradient, states, |p, g, _| {
+            each_chunk(workers, parameter, gradient, states, |p, g, _| {
                 p.iter_mut()
                     .zip(g)
                     .for_each(|(p, &g)| *p = decay * *p + (1.0 - decay) * g);
@@ -61,7 +59,7 @@ pub(crate) fn update(
             let added = if decoupled { 0.0 } else { decay as f32 };
             let (new1, new2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
             let (beta1, beta2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);
-            each_chunk(parallel, parameter, gradient, states, |p, g, states| {
+            each_chunk(workers, parameter, gradient, states, |p, g, states| {
                 let [first, second, ..] = states else { return };
                 let moments = first.iter_mut().zip(second.iter_mut());
                 for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
@@ -77,7 +75,7 @@ pub(crate) fn update(
 
 /// Calls `work` with every chunk of a parameter, its gradient and its states.
 fn each_chunk(
-    parallel: bool,
+    workers: Workers<'_>,
     parameter: &mut [f32],
     gradient: &[f32],
     states: &mut [Vec<f32>],
@@ -101,13 +99,5 @@ fn each_chunk(
             )
         })
         .collect();
-    if parallel && parts.len() > 1 {
-        parts
-            .into_par_iter()
-            .for_each(|(p, g, mut states)| work(p, g, &mut states));
-    } else {
-        parts
-            .into_iter()
-            .for_each(|(p, g, mut states)| work(p, g, &mut states));
-    }
+    workers.each(parts, |(p, g, mut states)| work(p, g, &mut states));
 }

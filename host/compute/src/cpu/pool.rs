@@ -1,6 +1,6 @@
 //! Pooling kernels, plane by plane.
 
-use super::chunks::chunks;
+use super::chunks::Workers;
 use crate::ops::pool::Pool2d;
 
 /// Planes of `height` × `width` pixels and their results.
@@ -73,7 +73,7 @@ fn largest(
 }
 
 pub(crate) fn pool2d(
-    parallel: bool,
+    workers: Workers<'_>,
     pool: &Pool2d,
     x: &[f32],
     x_shape: &[usize],
@@ -82,30 +82,25 @@ pub(crate) fn pool2d(
     let planes = Planes::new(x_shape, shape);
     let (size, width) = (planes.input.0 * planes.input.1, planes.input.1);
     let area = (pool.window.0 * pool.window.1) as f32;
-    chunks(
-        parallel,
-        out,
-        planes.output.0 * planes.output.1,
-        |n, out| {
-            let x = &x[n * size..][..size];
-            planes.windows(pool, |at, rows, columns| {
-                out[at] = if pool.maximum {
-                    x[largest(x, width, rows, columns)]
-                } else {
-                    let row_sum = |row: usize| -> f32 {
-                        x[row * width + columns.start..row * width + columns.end]
-                            .iter()
-                            .sum()
-                    };
-                    rows.map(row_sum).sum::<f32>() / area
+    workers.chunks(out, planes.output.0 * planes.output.1, |n, out| {
+        let x = &x[n * size..][..size];
+        planes.windows(pool, |at, rows, columns| {
+            out[at] = if pool.maximum {
+                x[largest(x, width, rows, columns)]
+            } else {
+                let row_sum = |row: usize| -> f32 {
+                    x[row * width + columns.start..row * width + columns.end]
+                        .iter()
+                        .sum()
                 };
-            });
-        },
-    );
+                rows.map(row_sum).sum::<f32>() / area
+            };
+        });
+    });
 }
 
 pub(crate) fn gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     pool: &Pool2d,
     x: &[f32],
     dy: &[f32],
@@ -116,7 +111,7 @@ pub(crate) fn gradient(
     let (size, width) = (planes.input.0 * planes.input.1, planes.input.1);
     let results = planes.output.0 * planes.output.1;
     let area = (pool.window.0 * pool.window.1) as f32;
-    chunks(parallel, dx, size, |n, dx| {
+    workers.chunks(dx, size, |n, dx| {
         let (x, dy) = (&x[n * size..][..size], &dy[n * results..][..results]);
         dx.fill(0.0);
         planes.windows(pool, |at, rows, columns| {

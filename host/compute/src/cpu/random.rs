@@ -1,11 +1,11 @@
 //! Random numbers.
 
-use super::chunks::{CHUNK, chunks};
+use super::chunks::{CHUNK, Workers};
 use crate::ops::random::{Dropout, bits, uniform};
 
 /// out = x, with elements or rows of `row` elements dropped.
 pub(crate) fn dropout(
-    parallel: bool,
+    workers: Workers<'_>,
     dropout: &Dropout,
     step: u64,
     x: &[f32],
@@ -18,7 +18,7 @@ pub(crate) fn dropout(
         dropout.scale(),
     );
     let each = if dropout.rows { row } else { 1 };
-    chunks(parallel, out, CHUNK, |chunk, out| {
+    workers.chunks(out, CHUNK, |chunk, out| {
         for (i, (y, &x)) in out.iter_mut().zip(&x[chunk * CHUNK..]).enumerate() {
             let place = ((chunk * CHUNK + i) / each) as u64;
             *y = if bits(key, place) < threshold {
@@ -31,9 +31,9 @@ pub(crate) fn dropout(
 }
 
 /// out = numbers in 0 to 1.
-pub(crate) fn fill(parallel: bool, seed: u64, step: u64, out: &mut [f32]) {
+pub(crate) fn fill(workers: Workers<'_>, seed: u64, step: u64, out: &mut [f32]) {
     let key = Dropout::key(seed, step);
-    chunks(parallel, out, CHUNK, |chunk, out| {
+    workers.chunks(out, CHUNK, |chunk, out| {
         for (i, y) in out.iter_mut().enumerate() {
             *y = uniform(key, (chunk * CHUNK + i) as u64);
         }

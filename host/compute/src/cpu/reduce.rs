@@ -1,6 +1,6 @@
 //! Reductions. Sums are kept in float64, so that their order costs no accuracy.
 
-use super::chunks::chunks;
+use super::chunks::Workers;
 use crate::ops::reduce::Reduction;
 use crate::walk::{Walk, strides};
 
@@ -30,7 +30,7 @@ impl Split {
 }
 
 pub(crate) fn reduce(
-    parallel: bool,
+    workers: Workers<'_>,
     kind: Reduction,
     x: &[f32],
     shape: &[usize],
@@ -39,16 +39,16 @@ pub(crate) fn reduce(
 ) {
     let split = Split::new(shape, axes);
     match kind {
-        Reduction::Sum => fold(parallel, x, &split, out, 0.0, |sum, x| sum + x),
+        Reduction::Sum => fold(workers, x, &split, out, 0.0, |sum, x| sum + x),
         // NaN wins, as in PyTorch.
-        Reduction::Max => fold(parallel, x, &split, out, f64::NEG_INFINITY, |largest, x| {
+        Reduction::Max => fold(workers, x, &split, out, f64::NEG_INFINITY, |largest, x| {
             if x > largest || x.is_nan() {
                 x
             } else {
                 largest
             }
         }),
-        Reduction::Min => fold(parallel, x, &split, out, f64::INFINITY, |least, x| {
+        Reduction::Min => fold(workers, x, &split, out, f64::INFINITY, |least, x| {
             if x < least || x.is_nan() { x } else { least }
         }),
     }
@@ -56,7 +56,7 @@ pub(crate) fn reduce(
 
 /// `f` is associative, and `start` its neutral element.
 fn fold(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[f32],
     split: &Split,
     out: &mut [f32],
@@ -65,7 +65,7 @@ fn fold(
 ) {
     let ([kept_stride], [stride]) = (split.kept.inner(), split.reduced.inner());
     let count = split.reduced.len();
-    chunks(parallel, out, RESULTS, |i, out| {
+    workers.chunks(out, RESULTS, |i, out| {
         let first = i * RESULTS;
         let mut totals = [start; RESULTS];
         let mut done = 0;
@@ -210,7 +210,7 @@ pub(crate) fn top_k(
 
 /// Sums of all elements up to each along an axis, or from each on.
 pub(crate) fn cumsum(
-    parallel: bool,
+    workers: Workers<'_>,
     x: &[f32],
     shape: &[usize],
     axis: usize,
@@ -219,7 +219,7 @@ pub(crate) fn cumsum(
 ) {
     let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
     let block = size * inner;
-    chunks(parallel, out, block, |i, out| {
+    workers.chunks(out, block, |i, out| {
         let x = &x[i * block..];
         for column in 0..inner {
             let mut total = 0.0;

@@ -2,6 +2,7 @@
 
 use bytemuck::Pod;
 
+use super::chunks::Workers;
 use super::session::{Line, Opened};
 use super::{
     conv, elementwise, index, layer_norm, loss, matmul, movement, norm, optimizer, pool, random,
@@ -20,7 +21,7 @@ use crate::plan::Place;
 pub(super) struct Run<'a> {
     pub(super) opened: &'a Opened,
     pub(super) batch: usize,
-    pub(super) parallel: bool,
+    pub(super) workers: Workers<'a>,
     /// The number of the optimizer step, from 1.
     pub(super) step: u64,
     pub(super) variables: &'a mut [Vec<f32>],
@@ -94,16 +95,16 @@ impl Run<'_> {
             after_start: first + count,
         };
         let out = &mut bytemuck::cast_slice_mut(out)[..bytes as usize];
-        let parallel = self.parallel;
+        let workers = self.workers;
         let moved = match node.dtype.size_bytes() {
-            4 => moving_kernel::<f32>(parallel, node, &operands, bytemuck::cast_slice_mut(out))?,
-            8 => moving_kernel::<i64>(parallel, node, &operands, bytemuck::cast_slice_mut(out))?,
-            _ => moving_kernel::<u8>(parallel, node, &operands, out)?,
+            4 => moving_kernel::<f32>(workers, node, &operands, bytemuck::cast_slice_mut(out))?,
+            8 => moving_kernel::<i64>(workers, node, &operands, bytemuck::cast_slice_mut(out))?,
+            _ => moving_kernel::<u8>(workers, node, &operands, out)?,
         };
         match node.dtype {
             _ if moved => Ok(()),
             DType::F32 => float_kernel(
-                (parallel, self.step),
+                (workers, self.step),
                 node,
                 &operands,
                 bytemuck::cast_slice_mut(out),
@@ -111,7 +112,7 @@ impl Run<'_> {
                 self.transforms,
             ),
             _ => {
-                other_kernel(parallel, node, &operands, out);
+                other_kernel(workers, node, &operands, out);
                 Ok(())
             }
         }
@@ -163,7 +164,7 @@ impl Run<'_> {
         };
         let gradient = copied.as_deref().unwrap_or_else(|| operands.get(gradient));
         optimizer::update(
-            self.parallel,
+            self.workers,
             rule,
             rate,
             self.step,
@@ -230,7 +231,7 @@ fn along(shape: &[usize], axis: usize) -> (usize, usize) {
 
 /// Computes a result whose elements are those of an operand; whether the operator is of that kind.
 fn moving_kernel<T: Element>(
-    parallel: bool,
+    workers: Workers<'_>,
     node: &Node,
     operands: &Operands<'_>,
     out: &mut [T],
@@ -240,30 +241,30 @@ fn moving_kernel<T: Element>(
     let shape = |i: usize| operands.shape(x[i]);
     let own = node.shape.at(operands.batch);
     match &node.op {
-        Op::Permute(order) => movement::permute(parallel, get(0), &shape(0), order, (out, &own)),
-        Op::Expand => movement::expand(parallel, get(0), &shape(0), (out, &own)),
+        Op::Permute(order) => movement::permute(workers, get(0), &shape(0), order, (out, &own)),
+        Op::Expand => movement::expand(workers, get(0), &shape(0), (out, &own)),
         Op::Row { index } => out.copy_from_slice(&get(0)[index * out.len()..][..out.len()]),
-        Op::Slice(window) => movement::slice(parallel, get(0), &shape(0), window, (out, &own)),
+        Op::Slice(window) => movement::slice(workers, get(0), &shape(0), window, (out, &own)),
         Op::Place { window, fill } => {
             let placed = (window, T::of(*fill));
-            movement::place(parallel, get(0), &shape(0), placed, (out, &own));
+            movement::place(workers, get(0), &shape(0), placed, (out, &own));
         }
         Op::Concat { axis } => {
             let parts: Vec<_> = (0..x.len()).map(|i| (get(i), shape(i)[*axis])).collect();
-            movement::concat(parallel, &parts, (out, &own), *axis);
+            movement::concat(workers, &parts, (out, &own), *axis);
         }
         Op::Select => {
             let (a, b) = ((get(1), &*shape(1)), (get(2), &*shape(2)));
             let condition = (operands.get(x[0]), &*shape(0));
-            elementwise::select(parallel, condition, a, b, (out, &own));
+            elementwise::select(workers, condition, a, b, (out, &own));
         }
         Op::Gather { axis } => {
             let ((size, inner), by) = (along(&shape(0), *axis), operands.get(x[1]));
-            index::gather(parallel, get(0), by, (size, own[*axis], inner), out)?;
+            index::gather(workers, get(0), by, (size, own[*axis], inner), out)?;
         }
         Op::Take { axis } => {
             let by = operands.get(x[1]);
-            index::take(parallel, get(0), by, along(&shape(0), *axis), out)?;
+            index::take(workers, get(0), by, along(&shape(0), *axis), out)?;
         }
         _ => return Ok(false),
     }
@@ -272,7 +273,7 @@ fn moving_kernel<T: Element>(
 
 /// Computes a float32 result; `step` is the number of the optimizer step.
 fn float_kernel(
-    (parallel, step): (bool, u64),
+    (workers, step): (Workers<'_>, u64),
     node: &Node,
     operands: &Operands<'_>,
     out: &mut [f32],
@@ -284,21 +285,19 @@ fn float_kernel(
     let shape = |i: usize| operands.shape(x[i]);
     let own = node.shape.at(operands.batch);
     match &node.op {
-        Op::Unary(kind) => elementwise::unary(parallel, *kind, get(0), out),
-        Op::UnaryGradient(kind) => {
-            elementwise::unary_gradient(parallel, *kind, get(0), get(1), out)
-        }
+        Op::Unary(kind) => elementwise::unary(workers, *kind, get(0), out),
+        Op::UnaryGradient(kind) => elementwise::unary_gradient(workers, *kind, get(0), get(1), out),
         Op::Binary(kind) => {
             let (a, b) = ((get(0), &*shape(0)), (get(1), &*shape(1)));
-            elementwise::binary(parallel, *kind, a, b, (out, &own));
+            elementwise::binary(workers, *kind, a, b, (out, &own));
         }
         Op::ExtremumGradient { maximum } => {
             let (a, b) = ((get(0), &*shape(0)), (get(1), &*shape(1)));
-            elementwise::extremum_gradient(parallel, *maximum, a, b, get(2), (out, &own));
+            elementwise::extremum_gradient(workers, *maximum, a, b, get(2), (out, &own));
         }
         Op::DivideBy(count) => {
             let factor = 1.0 / count.at(operands.batch as u64) as f32;
-            elementwise::map(parallel, get(0), out, |x| x * factor);
+            elementwise::map(workers, get(0), out, |x| x * factor);
         }
         Op::Cast => match operands.node(x[0]).dtype {
             DType::I64 => {
@@ -321,39 +320,39 @@ fn float_kernel(
         Op::ScatterAdd { axis } => {
             let ((size, inner), count) = (along(&own, *axis), shape(1)[*axis]);
             let by = operands.get(x[1]);
-            index::scatter_add(parallel, get(0), by, (size, count, inner), out)?;
+            index::scatter_add(workers, get(0), by, (size, count, inner), out)?;
         }
         Op::TakeGradient { axis } => {
             let by = operands.get(x[1]);
-            index::take_gradient(parallel, get(0), by, along(&own, *axis), out)?;
+            index::take_gradient(workers, get(0), by, along(&own, *axis), out)?;
         }
         Op::Resample { axis } => {
             let table = (operands.get(x[1]), get(2));
-            resample::resample(parallel, get(0), along(&shape(0), *axis), table, out);
+            resample::resample(workers, get(0), along(&shape(0), *axis), table, out);
         }
         Op::Cumsum { axis, reverse } => {
-            reduce::cumsum(parallel, get(0), &own, *axis, *reverse, out);
+            reduce::cumsum(workers, get(0), &own, *axis, *reverse, out);
         }
         Op::LayerNorm(attributes) => {
             let optional = |i: usize| x.get(i).map(|_| get(i));
             let (scale, bias) = (optional(1), optional(2));
-            layer_norm::layer_norm(parallel, attributes, get(0), last(&own), scale, bias, out);
+            layer_norm::layer_norm(workers, attributes, get(0), last(&own), scale, bias, out);
         }
         Op::LayerNormGradient(attributes) => {
             let (pair, scale) = ((get(0), get(1)), x.get(2).map(|_| get(2)));
-            layer_norm::input_gradient(parallel, attributes, pair, last(&own), scale, out);
+            layer_norm::input_gradient(workers, attributes, pair, last(&own), scale, out);
         }
         Op::LayerNormParameterGradient(attributes) => {
             let pair = (get(0), get(1));
-            layer_norm::parameter_gradient(parallel, attributes, pair, last(&own), out, workspace);
+            layer_norm::parameter_gradient(workers, attributes, pair, last(&own), out, workspace);
         }
         Op::Dropout(dropout) => {
             let row = own.iter().skip(1).product();
-            random::dropout(parallel, dropout, step, get(0), row, out);
+            random::dropout(workers, dropout, step, get(0), row, out);
         }
-        Op::Random { seed } => random::fill(parallel, *seed, step, out),
+        Op::Random { seed } => random::fill(workers, *seed, step, out),
         Op::Reduce { kind, axes, .. } => {
-            reduce::reduce(parallel, *kind, get(0), &shape(0), axes, out);
+            reduce::reduce(workers, *kind, get(0), &shape(0), axes, out);
         }
         Op::ExtremeGradient => {
             reduce::extreme_gradient(get(0), &own, get(1), get(2), &shape(1), out);
@@ -364,47 +363,49 @@ fn float_kernel(
         } => {
             let (a, b) = (shape(0), shape(1));
             let (a, b) = ((get(0), &*a, *transpose_a), (get(1), &*b, *transpose_b));
-            matmul::matmul(parallel, a, b, (&mut *out, &own));
+            matmul::matmul(workers, a, b, (&mut *out, &own));
             if x.len() > 2 {
-                elementwise::add_rows(parallel, get(2), out);
+                elementwise::add_rows(workers, get(2), out);
             }
         }
         Op::Conv2d(c) => {
             let g = geometry(c, &shape(0), &shape(1))?;
             let bias = (x.len() > 2).then(|| get(2));
-            conv::forward(parallel, &g, get(0), get(1), bias, out, workspace);
+            conv::forward(workers, &g, get(0), get(1), bias, out, workspace);
         }
         Op::Conv2dInputGradient(c) => {
             let g = geometry(c, &own, &shape(1))?;
-            conv::input_gradient(parallel, &g, get(0), get(1), out, workspace);
+            conv::input_gradient(workers, &g, get(0), get(1), out, workspace);
         }
         Op::Conv2dWeightGradient(c) => {
             let g = geometry(c, &shape(0), &own)?;
-            conv::weight_gradient(parallel, &g, get(0), get(1), out, workspace);
+            conv::weight_gradient(workers, &g, get(0), get(1), out, workspace);
         }
-        Op::Pool2d(pool) => pool::pool2d(parallel, pool, get(0), &shape(0), (out, &own)),
+        Op::Pool2d(pool) => pool::pool2d(workers, pool, get(0), &shape(0), (out, &own)),
         Op::Pool2dGradient(pool) => {
-            pool::gradient(parallel, pool, get(0), get(1), &shape(1), (out, &own));
+            pool::gradient(workers, pool, get(0), get(1), &shape(1), (out, &own));
         }
         Op::BatchStatistics { epsilon } => {
-            norm::batch_statistics(parallel, *epsilon, get(0), &shape(0), out);
+            norm::batch_statistics(workers, *epsilon, get(0), &shape(0), out);
         }
-        Op::FixedStatistics { epsilon } => norm::fixed_statistics(*epsilon, get(0), get(1), out),
+        Op::FixedStatistics { epsilon } => {
+            norm::fixed_statistics(workers, *epsilon, get(0), get(1), out)
+        }
         Op::BatchNorm => {
-            norm::batch_norm(parallel, get(0), &own, get(1), get(2), get(3), out);
+            norm::batch_norm(workers, get(0), &own, get(1), get(2), get(3), out);
         }
         Op::BatchNormParameterGradient => {
-            norm::parameter_gradient(parallel, get(0), &shape(0), get(1), get(2), out);
+            norm::parameter_gradient(workers, get(0), &shape(0), get(1), get(2), out);
         }
         Op::BatchNormTrainGradient => {
-            norm::train_gradient(parallel, &own, get(0), get(1), get(2), get(3), get(4), out);
+            norm::train_gradient(workers, &own, get(0), get(1), get(2), get(3), get(4), out);
         }
         Op::BatchNormEvalGradient => {
-            norm::eval_gradient(parallel, &own, get(0), get(1), get(2), out);
+            norm::eval_gradient(workers, &own, get(0), get(1), get(2), out);
         }
-        Op::Softmax { axis, log } => softmax::softmax(parallel, *log, get(0), &own, *axis, out),
+        Op::Softmax { axis, log } => softmax::softmax(workers, *log, get(0), &own, *axis, out),
         Op::SoftmaxGradient { axis, log } => {
-            softmax::gradient(parallel, *log, get(0), get(1), &own, *axis, out);
+            softmax::gradient(workers, *log, get(0), get(1), &own, *axis, out);
         }
         Op::CrossEntropy { smoothing } => {
             out[0] = loss::cross_entropy(get(0), operands.get(x[1]), *smoothing)?;
@@ -414,12 +415,12 @@ fn float_kernel(
         }
         Op::StftPower(stft) => {
             if let Some(transform) = transforms.get(stft) {
-                transform.power(parallel, stft.hop as usize, get(0), shape(0)[1], out);
+                transform.power(workers, stft.hop as usize, get(0), shape(0)[1], out);
             }
         }
         Op::StftPowerGradient(stft) => {
             if let Some(transform) = transforms.get(stft) {
-                transform.gradient(parallel, stft.hop as usize, get(0), get(1), own[1], out);
+                transform.gradient(workers, stft.hop as usize, get(0), get(1), own[1], out);
             }
         }
         Op::Leaf(_)
@@ -457,7 +458,7 @@ fn last(shape: &[usize]) -> usize {
 }
 
 /// Computes an int64 or boolean result.
-fn other_kernel(parallel: bool, node: &Node, operands: &Operands<'_>, out: &mut [u8]) {
+fn other_kernel(workers: Workers<'_>, node: &Node, operands: &Operands<'_>, out: &mut [u8]) {
     let x = &node.inputs;
     let own = node.shape.at(operands.batch);
     let from = x.first().map_or(node.dtype, |&v| operands.node(v).dtype);
@@ -467,7 +468,7 @@ fn other_kernel(parallel: bool, node: &Node, operands: &Operands<'_>, out: &mut 
             macro_rules! compare {
                 ($T:ty) => {
                     elementwise::compare(
-                        parallel,
+                        workers,
                         *kind,
                         (operands.get::<$T>(x[0]), &*a),
                         (operands.get::<$T>(x[1]), &*b),
@@ -484,13 +485,13 @@ fn other_kernel(parallel: bool, node: &Node, operands: &Operands<'_>, out: &mut 
         (Op::Logic(kind), _) => {
             let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
             let (a, b) = ((operands.get(x[0]), &*a), (operands.get(x[1]), &*b));
-            elementwise::logic(parallel, *kind, a, b, (out, &own));
+            elementwise::logic(workers, *kind, a, b, (out, &own));
         }
         (Op::Binary(kind), DType::I64) => {
             let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
             let (a, b) = ((operands.get(x[0]), &*a), (operands.get(x[1]), &*b));
             let out = (bytemuck::cast_slice_mut(out), &*own);
-            elementwise::integer_binary(parallel, *kind, a, b, out);
+            elementwise::integer_binary(workers, *kind, a, b, out);
         }
         (Op::Argmax { axis, smallest }, _) => {
             let shape = operands.shape(x[0]);

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::chunks::Workers;
 use super::run::Run;
 use super::signal;
 use crate::backend::{ParameterInfo, Session};
@@ -26,6 +27,9 @@ pub(super) struct Line([u8; ALIGNMENT as usize]);
 fn lines(bytes: u64) -> Vec<Line> {
     vec![Line::zeroed(); bytes.div_ceil(ALIGNMENT) as usize]
 }
+
+/// The wish to end of work that is not to be cut short.
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// A plan with what the session keeps for it.
 pub(super) struct Opened {
@@ -157,11 +161,11 @@ impl CpuSession {
         let Some(opened) = self.plans.get(plan) else {
             return Ok(());
         };
-        let rate = self.schedule.rate(self.steps);
+        let (many, rate) = (self.pool.is_some(), self.schedule.rate(self.steps));
         let mut run = Run {
             opened,
             batch,
-            parallel: self.pool.is_some(),
+            workers: Workers::new(many, cancel),
             step: self.steps + 1,
             variables: &mut self.values,
             arena: &mut self.arena,
@@ -169,14 +173,18 @@ impl CpuSession {
             transforms: &self.transforms,
         };
         for &value in &opened.plan.steps {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::new("task.cancelled", "the task is cancelled"));
-            }
             let node = opened.plan.graph.node(value);
+            // Updates come last, and once one has begun all are made: a step is taken whole.
+            if node.op.is_update() {
+                run.workers = Workers::new(many, &NEVER);
+            }
             match &node.op {
                 Op::Optimize(rule) => run.optimize(rule, node, rate),
                 Op::UpdateRunning { momentum } => run.update_running(*momentum, node),
                 _ => run.compute(value, node).map_err(|error| error.at(value))?,
+            }
+            if run.workers.cancelled() {
+                return Err(Error::new("task.cancelled", "the task is cancelled"));
             }
         }
         self.steps += u64::from(opened.plan.trains);

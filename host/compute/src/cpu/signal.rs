@@ -6,7 +6,7 @@ use std::sync::Arc;
 use realfft::num_complex::Complex32;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 
-use super::chunks::chunks;
+use super::chunks::Workers;
 use crate::ops::signal::{Stft, Window};
 
 /// What a transform needs that depends on its attributes alone.
@@ -60,7 +60,7 @@ impl Transform {
     /// `[batch, bins, frames]` of |spectrum|².
     pub(crate) fn power(
         &self,
-        parallel: bool,
+        workers: Workers<'_>,
         hop: usize,
         x: &[f32],
         samples: usize,
@@ -68,7 +68,7 @@ impl Transform {
     ) {
         let bins = self.window.len() / 2 + 1;
         let frames = 1 + (samples - self.window.len()) / hop;
-        chunks(parallel, out, bins * frames, |n, out| {
+        workers.chunks(out, bins * frames, |n, out| {
             let x = &x[n * samples..][..samples];
             let mut frame = self.forward.make_input_vec();
             let mut spectrum = self.forward.make_output_vec();
@@ -87,7 +87,7 @@ impl Transform {
     /// bins 0 to size/2 is an inverse real transform of G with its inner bins halved.
     pub(crate) fn gradient(
         &self,
-        parallel: bool,
+        workers: Workers<'_>,
         hop: usize,
         x: &[f32],
         dy: &[f32],
@@ -97,7 +97,7 @@ impl Transform {
         let size = self.window.len();
         let bins = size / 2 + 1;
         let frames = 1 + (samples - size) / hop;
-        chunks(parallel, dx, samples, |n, dx| {
+        workers.chunks(dx, samples, |n, dx| {
             let (x, dy) = (&x[n * samples..][..samples], &dy[n * bins * frames..]);
             let mut frame = self.forward.make_input_vec();
             let mut spectrum = self.forward.make_output_vec();

@@ -1,6 +1,6 @@
 //! Softmax kernels, shifted by the largest element so that nothing overflows.
 
-use super::chunks::{CHUNK, chunks, vectorized};
+use super::chunks::{CHUNK, Workers, vectorized};
 use super::math::exp;
 
 /// The length of a line along an axis, and the distance between its elements.
@@ -9,7 +9,7 @@ fn lines(shape: &[usize], axis: usize) -> (usize, usize) {
 }
 
 pub(crate) fn softmax(
-    parallel: bool,
+    workers: Workers<'_>,
     log: bool,
     x: &[f32],
     shape: &[usize],
@@ -19,7 +19,7 @@ pub(crate) fn softmax(
     let (size, inner) = lines(shape, axis);
     let block = size * inner;
     let blocks = (CHUNK / block).max(1);
-    chunks(parallel, out, blocks * block, |i, out| {
+    workers.chunks(out, blocks * block, |i, out| {
         let x = &x[i * blocks * block..];
         for first in (0..out.len()).step_by(block) {
             for column in first..first + inner {
@@ -102,7 +102,7 @@ fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
 
 /// softmax: y·(dy − Σ y·dy); log-softmax: dy − exp(y)·Σ dy.
 pub(crate) fn gradient(
-    parallel: bool,
+    workers: Workers<'_>,
     log: bool,
     y: &[f32],
     dy: &[f32],
@@ -113,7 +113,7 @@ pub(crate) fn gradient(
     let (size, inner) = lines(shape, axis);
     let block = size * inner;
     let blocks = (CHUNK / block).max(1);
-    chunks(parallel, out, blocks * block, |i, out| {
+    workers.chunks(out, blocks * block, |i, out| {
         let (y, dy) = (&y[i * blocks * block..], &dy[i * blocks * block..]);
         for first in (0..out.len()).step_by(block) {
             for column in first..first + inner {
