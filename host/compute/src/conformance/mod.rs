@@ -467,9 +467,10 @@ fn dropout_keeps_the_mean_and_changes_from_step_to_step() {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let backends = [1, 2, 3].map(|threads| CpuBackend::new(threads).unwrap());
-    for operator in TABLE {
-        let built = Built::new(operator, 1, true);
+    let backends = [1, 2, 3, 5, 8].map(|threads| CpuBackend::new(threads).unwrap());
+    let cases = [(1, true), (2, true), (3, false)];
+    for (operator, (seed, large)) in TABLE.iter().flat_map(|row| cases.map(|case| (row, case))) {
+        let built = Built::new(operator, seed, large);
         let results: HashSet<Vec<Vec<u8>>> = backends
             .iter()
             .map(|backend| {
@@ -480,6 +481,6 @@ fn results_do_not_depend_on_the_number_of_threads() {
                     .collect()
             })
             .collect();
-        assert_eq!(results.len(), 1, "{}", operator.name);
+        assert_eq!(results.len(), 1, "{}, seed {seed}", operator.name);
     }
 }

@@ -164,6 +164,9 @@ pub(crate) fn forward(
         group.matrix,
         |lane, out, matrix| {
             for (n, out) in out.chunks_exact_mut(result).enumerate() {
+                if workers.cancelled() {
+                    return;
+                }
                 if let Some(bias) = bias {
                     let planes = out.chunks_exact_mut(g.pixels());
                     planes.zip(bias).for_each(|(plane, &bias)| plane.fill(bias));
@@ -206,6 +209,9 @@ pub(crate) fn input_gradient(
         group.matrix,
         |lane, dx, matrix| {
             for (n, dx) in dx.chunks_exact_mut(image).enumerate() {
+                if workers.cancelled() {
+                    return;
+                }
                 let dy = &dy[(lane * images + n) * result..];
                 for (k, dx) in dx.chunks_exact_mut(group.image).enumerate() {
                     let dy = Matrix::new(&dy[k * group.result..], group.out, g.pixels());
@@ -246,6 +252,9 @@ pub(crate) fn weight_gradient(
         group.matrix,
         |lane, sum, matrix| {
             for n in lane * images..((lane + 1) * images).min(g.batch) {
+                if workers.cancelled() {
+                    return;
+                }
                 let (x, dy) = (&x[n * image..], &dy[n * result..]);
                 for (k, sum) in sum.chunks_exact_mut(group.weight).enumerate() {
                     let x = &x[k * group.image..][..group.image];

@@ -41,6 +41,19 @@ pub(crate) fn map(
     });
 }
 
+/// out = f(x), of another dtype.
+pub(crate) fn convert<T: Copy + Sync, U: Send>(
+    workers: Workers<'_>,
+    x: &[T],
+    out: &mut [U],
+    f: impl Fn(T) -> U + Sync + Send,
+) {
+    workers.chunks(out, CHUNK, |i, out| {
+        let pairs = out.iter_mut().zip(&x[i * CHUNK..]);
+        pairs.for_each(|(y, &x)| *y = f(x));
+    });
+}
+
 /// out = f(a, b), all of one shape.
 fn zip(
     workers: Workers<'_>,

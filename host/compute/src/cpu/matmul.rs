@@ -5,6 +5,11 @@ use gemm::Parallelism;
 use super::chunks::Workers;
 use crate::walk::{Walk, broadcast};
 
+/// Multiplications of a band of a product: some 70 ms of one core.
+const BAND_OPERATIONS: usize = 1 << 31;
+/// Rows or columns of a band at least, so that packing the other operand again costs little.
+const LEAST_BAND: usize = 96;
+
 /// A row-major matrix of `rows` × `columns`, or the transpose of one.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
@@ -43,7 +48,8 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// out = a·b, or out + a·b where `accumulate`; out is row-major.
+/// out = a·b, or out + a·b where `accumulate`; out is row-major. Each element is the sum over k in an
+/// order that depends on the sizes alone: `gemm` divides the results among threads, never the sums.
 pub(crate) fn gemm(
     workers: Workers<'_>,
     a: Matrix<'_>,
@@ -53,27 +59,67 @@ pub(crate) fn gemm(
 ) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert!(b.rows == k && a.data.len() >= m * k && b.data.len() >= k * n && out.len() >= m * n);
+    let (band_rows, band_columns) = band(m, k, n);
+    for row in (0..m).step_by(band_rows) {
+        for column in (0..n).step_by(band_columns) {
+            if workers.cancelled() {
+                return;
+            }
+            let first = (row, column);
+            let size = (band_rows.min(m - row), band_columns.min(n - column));
+            multiply(workers, a, b, out, accumulate, first, size);
+        }
+    }
+}
+
+/// Rows and columns of the results that are computed between two looks at the wish to end.
+fn band(m: usize, k: usize, n: usize) -> (usize, usize) {
+    let part = |count: usize, other: usize| {
+        let fits = BAND_OPERATIONS / k.saturating_mul(other).max(1);
+        fits.clamp(LEAST_BAND.min(count), count)
+    };
+    if m < n {
+        (m.max(1), part(n, m).max(1))
+    } else {
+        (part(m, n).max(1), n.max(1))
+    }
+}
+
+/// A band of the results of [`gemm`]: `size` rows and columns from `first` on, within the results.
+fn multiply(
+    workers: Workers<'_>,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    out: &mut [f32],
+    accumulate: bool,
+    first: (usize, usize),
+    size: (usize, usize),
+) {
+    let (k, n) = (a.columns, b.columns);
     let parallelism = if workers.many() {
         Parallelism::Rayon(0)
     } else {
         Parallelism::None
     };
-    // SAFETY: the assertion above holds the operands to the sizes given here; a `Matrix` is dense,
-    // so that its strides address its first rows × columns elements; `out` is borrowed mutably, so
-    // that it overlaps neither operand.
+    let out = &mut out[first.0 * n + first.1..];
+    let a_data = &a.data[first.0 * a.row_stride..];
+    let b_data = &b.data[first.1 * b.column_stride..];
+    // SAFETY: `gemm` holds the operands to their sizes and the band to the results; a `Matrix` is
+    // dense, so that its strides address its first rows × columns elements, and those from a row or
+    // a column on; `out` is borrowed mutably, so that it overlaps neither operand.
     unsafe {
         gemm::gemm(
-            m,
-            n,
+            size.0,
+            size.1,
             k,
             out.as_mut_ptr(),
             1,
             n as isize,
             accumulate,
-            a.data.as_ptr(),
+            a_data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
-            b.data.as_ptr(),
+            b_data.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
             1.0f32,

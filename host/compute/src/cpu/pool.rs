@@ -81,7 +81,7 @@ pub(crate) fn pool2d(
 ) {
     let planes = Planes::new(x_shape, shape);
     let (size, width) = (planes.input.0 * planes.input.1, planes.input.1);
-    let area = (pool.window.0 * pool.window.1) as f32;
+    let area = pool.window.0 as f32 * pool.window.1 as f32;
     workers.chunks(out, planes.output.0 * planes.output.1, |n, out| {
         let x = &x[n * size..][..size];
         planes.windows(pool, |at, rows, columns| {
@@ -110,7 +110,7 @@ pub(crate) fn gradient(
     let planes = Planes::new(shape, dy_shape);
     let (size, width) = (planes.input.0 * planes.input.1, planes.input.1);
     let results = planes.output.0 * planes.output.1;
-    let area = (pool.window.0 * pool.window.1) as f32;
+    let area = pool.window.0 as f32 * pool.window.1 as f32;
     workers.chunks(dx, size, |n, dx| {
         let (x, dy) = (&x[n * size..][..size], &dy[n * results..][..results]);
         dx.fill(0.0);

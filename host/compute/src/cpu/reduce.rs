@@ -1,11 +1,13 @@
 //! Reductions. Sums are kept in float64, so that their order costs no accuracy.
 
-use super::chunks::Workers;
+use super::chunks::{CHUNK, Workers};
 use crate::ops::reduce::Reduction;
 use crate::walk::{Walk, strides};
 
 /// Results that one chunk of work gives.
 const RESULTS: usize = 256;
+/// Elements of one result that are reduced between two looks at the wish to end.
+const PART: usize = 1 << 20;
 
 /// Sizes of the axes that stay and of those that are reduced, with x's strides along them.
 struct Split {
@@ -72,7 +74,7 @@ fn fold(
         split.kept.runs(first, first + out.len(), |[base], length| {
             let totals = &mut totals[done..done + length];
             done += length;
-            split.reduced.runs(0, count, |[at], run| {
+            let mut reduce = |[at]: [usize; 1], run: usize| {
                 if kept_stride == 1 {
                     for step in 0..run {
                         let from = base + at + step * stride;
@@ -111,7 +113,14 @@ fn fold(
                         *total = f(*total, lane);
                     }
                 }
-            });
+            };
+            for start in (0..count).step_by(PART) {
+                if workers.cancelled() {
+                    return;
+                }
+                let end = count.min(start + PART);
+                split.reduced.runs(start, end, &mut reduce);
+            }
         });
         out.iter_mut()
             .zip(totals)
@@ -121,6 +130,7 @@ fn fold(
 
 /// out = dy shared equally among the elements of x equal to y, which keep x's rank.
 pub(crate) fn extreme_gradient(
+    workers: Workers<'_>,
     x: &[f32],
     shape: &[usize],
     y: &[f32],
@@ -136,6 +146,9 @@ pub(crate) fn extreme_gradient(
     let mut result = 0;
     split.kept.runs(0, y.len(), |[base], length| {
         for step in 0..length {
+            if workers.cancelled() {
+                return;
+            }
             let base = base + step * kept_stride;
             let mut ties = 0;
             let elements = |visit: &mut dyn FnMut(usize)| {
@@ -156,29 +169,41 @@ pub(crate) fn extreme_gradient(
 }
 
 /// The position of the first of the largest (or smallest) elements along an axis; NaN wins.
-pub(crate) fn argmax(x: &[f32], shape: &[usize], axis: usize, smallest: bool, out: &mut [i64]) {
+pub(crate) fn argmax(
+    workers: Workers<'_>,
+    x: &[f32],
+    shape: &[usize],
+    axis: usize,
+    smallest: bool,
+    out: &mut [i64],
+) {
     let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
-    for (i, y) in out.iter_mut().enumerate() {
-        let base = i / inner * size * inner + i % inner;
-        let mut best = 0;
-        for k in 1..size {
-            let (value, found) = (x[base + k * inner], x[base + best * inner]);
-            let beats = if smallest {
-                value < found
-            } else {
-                value > found
-            };
-            if beats || (value.is_nan() && !found.is_nan()) {
-                best = k;
+    let results = (CHUNK / size).max(1);
+    workers.chunks(out, results, |chunk, out| {
+        for (i, y) in out.iter_mut().enumerate() {
+            let i = chunk * results + i;
+            let base = i / inner * size * inner + i % inner;
+            let mut best = 0;
+            for k in 1..size {
+                let (value, found) = (x[base + k * inner], x[base + best * inner]);
+                let beats = if smallest {
+                    value < found
+                } else {
+                    value > found
+                };
+                if beats || (value.is_nan() && !found.is_nan()) {
+                    best = k;
+                }
             }
+            *y = best as i64;
         }
-        *y = best as i64;
-    }
+    });
 }
 
 /// The positions of the largest (or smallest) elements along an axis, as many as `out` has room
 /// for; NaN counts as the extreme.
 pub(crate) fn top_k(
+    workers: Workers<'_>,
     x: &[f32],
     shape: &[usize],
     axis: usize,
@@ -186,26 +211,29 @@ pub(crate) fn top_k(
     (out, count): (&mut [i64], usize),
 ) {
     let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
-    let mut order: Vec<usize> = Vec::with_capacity(size);
-    for line in 0..out.len() / count {
-        let (outer, column) = (line / inner, line % inner);
-        let base = outer * size * inner + column;
-        let value = |k: usize| x[base + k * inner];
-        order.clear();
-        order.extend(0..size);
-        order.sort_by(|&a, &b| {
-            let (a, b) = (value(a), value(b));
-            let by_value = if smallest {
-                a.partial_cmp(&b)
-            } else {
-                b.partial_cmp(&a)
-            };
-            by_value.unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
-        });
-        for (rank, &k) in order[..count].iter().enumerate() {
-            out[(outer * count + rank) * inner + column] = k as i64;
+    workers.chunks(out, count * inner, |outer, out| {
+        let mut order: Vec<usize> = Vec::with_capacity(size);
+        for column in 0..inner {
+            if workers.cancelled() {
+                return;
+            }
+            let value = |k: usize| x[(outer * size + k) * inner + column];
+            order.clear();
+            order.extend(0..size);
+            order.sort_by(|&a, &b| {
+                let (a, b) = (value(a), value(b));
+                let by_value = if smallest {
+                    a.partial_cmp(&b)
+                } else {
+                    b.partial_cmp(&a)
+                };
+                by_value.unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
+            });
+            for (rank, &k) in order[..count].iter().enumerate() {
+                out[rank * inner + column] = k as i64;
+            }
         }
-    }
+    });
 }
 
 /// Sums of all elements up to each along an axis, or from each on.
@@ -222,6 +250,9 @@ pub(crate) fn cumsum(
     workers.chunks(out, block, |i, out| {
         let x = &x[i * block..];
         for column in 0..inner {
+            if workers.cancelled() {
+                return;
+            }
             let mut total = 0.0;
             for step in 0..size {
                 let k = if reverse { size - 1 - step } else { step };

@@ -300,21 +300,11 @@ fn float_kernel(
             elementwise::map(workers, get(0), out, |x| x * factor);
         }
         Op::Cast => match operands.node(x[0]).dtype {
-            DType::I64 => {
-                out.iter_mut()
-                    .zip(operands.get::<i64>(x[0]))
-                    .for_each(|(y, &x)| *y = x as f32);
-            }
+            DType::I64 => elementwise::convert(workers, operands.get(x[0]), out, |x: i64| x as f32),
             DType::Bool => {
-                out.iter_mut()
-                    .zip(operands.get::<u8>(x[0]))
-                    .for_each(|(y, &x)| *y = f32::from(x != 0));
+                elementwise::convert(workers, operands.get(x[0]), out, |x: u8| f32::from(x != 0));
             }
-            DType::U8 => {
-                out.iter_mut()
-                    .zip(operands.get::<u8>(x[0]))
-                    .for_each(|(y, &x)| *y = f32::from(x));
-            }
+            DType::U8 => elementwise::convert(workers, operands.get::<u8>(x[0]), out, f32::from),
             _ => out.copy_from_slice(get(0)),
         },
         Op::ScatterAdd { axis } => {
@@ -355,7 +345,7 @@ fn float_kernel(
             reduce::reduce(workers, *kind, get(0), &shape(0), axes, out);
         }
         Op::ExtremeGradient => {
-            reduce::extreme_gradient(get(0), &own, get(1), get(2), &shape(1), out);
+            reduce::extreme_gradient(workers, get(0), &own, get(1), get(2), &shape(1), out);
         }
         Op::Matmul {
             transpose_a,
@@ -408,10 +398,11 @@ fn float_kernel(
             softmax::gradient(workers, *log, get(0), get(1), &own, *axis, out);
         }
         Op::CrossEntropy { smoothing } => {
-            out[0] = loss::cross_entropy(get(0), operands.get(x[1]), *smoothing)?;
+            out[0] = loss::cross_entropy(workers, get(0), operands.get(x[1]), *smoothing)?;
         }
         Op::CrossEntropyGradient { smoothing } => {
-            loss::gradient(get(0), operands.get(x[1]), *smoothing, get(2)[0], out)?;
+            let labels = operands.get(x[1]);
+            loss::gradient(workers, get(0), labels, *smoothing, get(2)[0], out)?;
         }
         Op::StftPower(stft) => {
             if let Some(transform) = transforms.get(stft) {
@@ -496,45 +487,39 @@ fn other_kernel(workers: Workers<'_>, node: &Node, operands: &Operands<'_>, out:
         (Op::Argmax { axis, smallest }, _) => {
             let shape = operands.shape(x[0]);
             let out = bytemuck::cast_slice_mut(out);
-            reduce::argmax(operands.get(x[0]), &shape, *axis, *smallest, out);
+            reduce::argmax(workers, operands.get(x[0]), &shape, *axis, *smallest, out);
         }
         (Op::TopK { axis, smallest }, _) => {
             let shape = operands.shape(x[0]);
             let out = (bytemuck::cast_slice_mut(out), own[*axis]);
-            reduce::top_k(operands.get(x[0]), &shape, *axis, *smallest, out);
+            reduce::top_k(workers, operands.get(x[0]), &shape, *axis, *smallest, out);
         }
         (Op::Cast, DType::I64) => {
             let out: &mut [i64] = bytemuck::cast_slice_mut(out);
+            let bytes = || operands.get::<u8>(x[0]);
             match from {
                 // Towards zero, as in PyTorch; what does not fit is clamped, NaN is 0.
-                DType::F32 => out
-                    .iter_mut()
-                    .zip(operands.get::<f32>(x[0]))
-                    .for_each(|(y, &x)| *y = x as i64),
+                DType::F32 => {
+                    elementwise::convert(workers, operands.get(x[0]), out, |x: f32| x as i64);
+                }
                 DType::I64 => out.copy_from_slice(operands.get(x[0])),
-                DType::U8 => out
-                    .iter_mut()
-                    .zip(operands.get::<u8>(x[0]))
-                    .for_each(|(y, &x)| *y = i64::from(x)),
-                _ => out
-                    .iter_mut()
-                    .zip(operands.get::<u8>(x[0]))
-                    .for_each(|(y, &x)| *y = i64::from(x != 0)),
+                DType::U8 => elementwise::convert(workers, bytes(), out, i64::from),
+                _ => elementwise::convert(workers, bytes(), out, |x| i64::from(x != 0)),
             }
         }
         (Op::Cast, _) => match from {
-            DType::F32 => out
-                .iter_mut()
-                .zip(operands.get::<f32>(x[0]))
-                .for_each(|(y, &x)| *y = u8::from(x != 0.0)),
-            DType::I64 => out
-                .iter_mut()
-                .zip(operands.get::<i64>(x[0]))
-                .for_each(|(y, &x)| *y = u8::from(x != 0)),
-            _ => out
-                .iter_mut()
-                .zip(operands.get::<u8>(x[0]))
-                .for_each(|(y, &x)| *y = u8::from(x != 0)),
+            DType::F32 => {
+                let x = operands.get(x[0]);
+                elementwise::convert(workers, x, out, |x: f32| u8::from(x != 0.0));
+            }
+            DType::I64 => {
+                let x = operands.get(x[0]);
+                elementwise::convert(workers, x, out, |x: i64| u8::from(x != 0));
+            }
+            _ => {
+                let x = operands.get(x[0]);
+                elementwise::convert(workers, x, out, |x: u8| u8::from(x != 0));
+            }
         },
         _ => {}
     }

@@ -74,6 +74,9 @@ impl Transform {
             let mut spectrum = self.forward.make_output_vec();
             let mut scratch = self.forward.make_scratch_vec();
             for t in 0..frames {
+                if workers.cancelled() {
+                    return;
+                }
                 self.spectrum(&x[t * hop..], &mut frame, &mut spectrum, &mut scratch);
                 let column = out[t..].iter_mut().step_by(frames);
                 column
@@ -105,6 +108,9 @@ impl Transform {
             let mut inverse_scratch = self.inverse.make_scratch_vec();
             dx.fill(0.0);
             for t in 0..frames {
+                if workers.cancelled() {
+                    return;
+                }
                 self.spectrum(&x[t * hop..], &mut frame, &mut spectrum, &mut scratch);
                 for (k, value) in spectrum.iter_mut().enumerate() {
                     let edge = k == 0 || k + 1 == bins;

@@ -23,6 +23,9 @@ pub(crate) fn softmax(
         let x = &x[i * blocks * block..];
         for first in (0..out.len()).step_by(block) {
             for column in first..first + inner {
+                if workers.cancelled() {
+                    return;
+                }
                 if inner == 1 {
                     row(log, &x[first..first + size], &mut out[first..first + size]);
                     continue;
@@ -117,6 +120,9 @@ pub(crate) fn gradient(
         let (y, dy) = (&y[i * blocks * block..], &dy[i * blocks * block..]);
         for first in (0..out.len()).step_by(block) {
             for column in first..first + inner {
+                if workers.cancelled() {
+                    return;
+                }
                 if inner == 1 {
                     let (y, dy) = (&y[first..first + size], &dy[first..first + size]);
                     row_gradient(log, y, dy, &mut out[first..first + size]);
