@@ -33,7 +33,7 @@ fn used(machine: &Machine) -> Vec<usize> {
 }
 
 /// A data set of 28 × 28 images in IDX files: stripes that tell the class, of 10.
-fn stripes(folder: &Path) -> PathBuf {
+pub(crate) fn stripes(folder: &Path) -> PathBuf {
     let data = folder.join("stripes");
     std::fs::create_dir(&data).unwrap();
     for (part, count) in [("train", 48u32), ("t10k", 16)] {
@@ -53,7 +53,7 @@ fn stripes(folder: &Path) -> PathBuf {
 }
 
 /// A few of the recordings.
-fn recordings(folder: &Path) -> PathBuf {
+pub(crate) fn recordings(folder: &Path) -> PathBuf {
     let (from, to) = (
         root().join("tests/data/spoken-digits"),
         folder.join("recordings"),

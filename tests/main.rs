@@ -9,6 +9,7 @@
 
 mod gpu;
 mod models;
+mod training;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

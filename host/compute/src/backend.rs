@@ -70,6 +70,11 @@ pub trait Session: Send {
     /// Optimizer steps done.
     fn steps(&self) -> u64;
 
+    /// Goes on as after so many optimizer steps: the learning rate, an optimizer's corrections and
+    /// random numbers depend on it. With every variable uploaded as it was then, the runs to come
+    /// give the bits that they would have given.
+    fn set_steps(&mut self, steps: u64);
+
     /// Memory that the session holds, in bytes.
     fn used_bytes(&self) -> u64;
 }

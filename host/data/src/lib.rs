@@ -7,6 +7,7 @@
 
 mod dataset;
 mod error;
+mod fingerprint;
 mod idx;
 mod loader;
 mod random;

@@ -1,13 +1,15 @@
 //! Files of weights: safetensors (<https://huggingface.co/docs/safetensors>), a header in JSON
 //! with dtypes, shapes and offsets, then the tensors' bytes.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use compute::{DType, HostTensor};
-use safetensors::tensor::{Dtype, Metadata, TensorView};
+use safetensors::tensor::{Dtype, Metadata};
 
 use crate::error::Error;
 
@@ -23,83 +25,196 @@ pub struct Weights {
     pub metadata: Vec<(String, String)>,
 }
 
-/// Writes a file of weights: aside, synced, renamed, so that at `path` there is always a complete
-/// file. Errors: `storage.full`, `storage.failed`.
+/// A tensor of a file: its name, dtype and shape.
+pub type TensorInfo = (String, DType, Vec<usize>);
+
+/// Writes a file of weights from tensors in memory, as [`write`] does.
 pub fn save(
     path: &Path,
     tensors: &[(String, HostTensor)],
     metadata: &[(String, String)],
 ) -> Result<(), Error> {
+    let info = |(name, tensor): &(String, HostTensor)| {
+        (name.clone(), tensor.dtype(), tensor.shape().to_vec())
+    };
+    let infos: Vec<_> = tensors.iter().map(info).collect();
+    write(path, &infos, metadata, |number| {
+        Ok::<_, Error>(tensors[number].1.clone())
+    })
+}
+
+/// Writes a file of weights: aside, synced, renamed, so that at `path` there is always a complete
+/// file. `read` gives the values of the tensor of this number when they are written, so that only
+/// one is held at a time. The same content gives the same bytes. Errors: `storage.full`,
+/// `storage.failed`, and those of `read`.
+pub fn write<E: From<Error>>(
+    path: &Path,
+    infos: &[TensorInfo],
+    metadata: &[(String, String)],
+    mut read: impl FnMut(usize) -> Result<HostTensor, E>,
+) -> Result<(), E> {
     let failed = |error: std::io::Error| Error::storage(path, &error);
+    let (header, order) = header(path, infos, metadata)?;
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let aside = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    let views: Result<Vec<_>, Error> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let dtype = to_file(tensor.dtype());
-            TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes())
-                .map(|view| (name.as_str(), view))
-                .map_err(|error| Error::new("storage.failed", format!("{name}: {error}")))
-        })
-        .collect();
-    let metadata: HashMap<String, String> = metadata.iter().cloned().collect();
-    safetensors::serialize_to_file(views?, Some(metadata), aside.path()).map_err(|error| {
-        match error {
-            safetensors::SafeTensorError::IoError(error) => Error::storage(path, &error),
-            other => Error::new("storage.failed", format!("{}: {other}", path.display())),
-        }
-    })?;
-    // `serialize_to_file` may have put a new file under the name, so it is opened again.
-    File::open(aside.path())
-        .and_then(|file| file.sync_all())
+    // As other files, others may read it as the umask says.
+    let mut aside = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
         .map_err(failed)?;
-    aside
-        .into_temp_path()
-        .persist(path)
-        .map_err(|error| Error::storage(path, &error.error))?;
+    aside.write_all(&header).map_err(failed)?;
+    for number in order {
+        let tensor = read(number)?;
+        let (name, dtype, shape) = &infos[number];
+        if (tensor.dtype(), tensor.shape()) != (*dtype, shape) {
+            let message = format!("{}: `{name}` changed while it was saved", path.display());
+            return Err(Error::new("storage.failed", message).into());
+        }
+        aside.write_all(tensor.bytes()).map_err(failed)?;
+    }
+    aside.as_file().sync_all().map_err(failed)?;
+    let persisted = aside.persist(path).map_err(|error| failed(error.error));
+    persisted?;
     File::open(folder)
         .and_then(|folder| folder.sync_all())
-        .map_err(failed)
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// A file's header, its length before it, and the order in which its tensors follow: by the size of
+/// their elements, so that each is aligned, then by name.
+fn header(
+    path: &Path,
+    infos: &[TensorInfo],
+    metadata: &[(String, String)],
+) -> Result<(Vec<u8>, Vec<usize>), Error> {
+    let mut order: Vec<usize> = (0..infos.len()).collect();
+    order.sort_by_key(|&number| {
+        let (name, dtype, _) = &infos[number];
+        (Reverse(dtype.size_bytes()), name)
+    });
+    let facts: BTreeMap<&str, &str> = metadata
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    let mut entries = BTreeMap::from([("__metadata__", serde_json::json!(facts))]);
+    let mut offset = 0usize;
+    for &number in &order {
+        let (name, dtype, shape) = &infos[number];
+        let bytes = shape
+            .iter()
+            .try_fold(dtype.size_bytes(), |bytes, &size| bytes.checked_mul(size));
+        let end = bytes.and_then(|bytes| offset.checked_add(bytes));
+        let Some(end) = end else {
+            let message = format!("{}: `{name}` is too large", path.display());
+            return Err(Error::new("storage.failed", message));
+        };
+        let entry = serde_json::json!({
+            "dtype": to_file(*dtype), "shape": shape, "data_offsets": [offset, end],
+        });
+        if entries.insert(name, entry).is_some() {
+            let message = format!("{}: two tensors are named `{name}`", path.display());
+            return Err(Error::new("storage.failed", message));
+        }
+        offset = end;
+    }
+    let mut text = serde_json::to_vec(&entries)
+        .map_err(|error| Error::new("storage.failed", format!("{}: {error}", path.display())))?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    if text.len() as u64 > MAXIMUM_HEADER {
+        let message = format!(
+            "{}: its header of {} bytes is above the largest, {MAXIMUM_HEADER}",
+            path.display(),
+            text.len()
+        );
+        return Err(Error::new("storage.failed", message));
+    }
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text);
+    Ok((bytes, order))
+}
+
+/// A file of weights, whose tensors are read one by one.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    file: File,
+    /// Where the tensors' bytes start.
+    start: u64,
+    infos: Vec<TensorInfo>,
+    /// Of each tensor, from `start`.
+    offsets: Vec<(usize, usize)>,
+    metadata: Vec<(String, String)>,
+}
+
+impl Reader {
+    /// Reads a file's header. Errors: `weights.format`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let mut file = File::open(path).map_err(|error| Error::weights(path, error))?;
+        let (header, start) = read_header(path, &mut file)?;
+        let mut found: Vec<_> = header.tensors().into_iter().collect();
+        found.sort_by_key(|(_, info)| info.data_offsets.0);
+        let (mut infos, mut offsets) = (Vec::new(), Vec::new());
+        for (name, info) in found {
+            let Some(dtype) = from_file(info.dtype) else {
+                let reason = format!("the tensor `{name}` has the dtype {:?}", info.dtype);
+                return Err(Error::weights(path, reason));
+            };
+            infos.push((name, dtype, info.shape.clone()));
+            offsets.push(info.data_offsets);
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            start,
+            infos,
+            offsets,
+            metadata: facts(&header),
+        })
+    }
+
+    /// The tensors, in the order of the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    /// Facts by key, such as the class names, by key.
+    pub fn metadata(&self) -> &[(String, String)] {
+        &self.metadata
+    }
+
+    /// The tensor of this number. Errors: `weights.format`.
+    pub fn read(&mut self, number: usize) -> Result<HostTensor, Error> {
+        let (name, dtype, shape) = &self.infos[number];
+        let (from, to) = self.offsets[number];
+        let mut bytes = vec![0; to - from];
+        self.file
+            .seek(SeekFrom::Start(self.start + from as u64))
+            .and_then(|_| self.file.read_exact(&mut bytes))
+            .map_err(|error| Error::weights(&self.path, error))?;
+        HostTensor::new(*dtype, shape.clone(), bytes)
+            .map_err(|error| Error::weights(&self.path, format!("the tensor `{name}`: {error}")))
+    }
 }
 
 /// Reads a file of weights. Errors: `weights.format`.
 pub fn load(path: &Path) -> Result<Weights, Error> {
-    let mut file = open(path)?;
-    let (header, start) = read_header(path, &mut file)?;
-    let mut infos: Vec<_> = header.tensors().into_iter().collect();
-    infos.sort_by_key(|(_, info)| info.data_offsets.0);
-    let mut tensors = Vec::with_capacity(infos.len());
-    for (name, info) in infos {
-        let Some(dtype) = from_file(info.dtype) else {
-            let reason = format!("the tensor `{name}` has the dtype {:?}", info.dtype);
-            return Err(Error::weights(path, reason));
-        };
-        let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
-        file.seek(SeekFrom::Start(start + from as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|error| Error::weights(path, error))?;
-        let tensor = HostTensor::new(dtype, info.shape.clone(), bytes)
-            .map_err(|error| Error::weights(path, format!("the tensor `{name}`: {error}")))?;
-        tensors.push((name, tensor));
+    let mut reader = Reader::open(path)?;
+    let mut tensors = Vec::with_capacity(reader.infos.len());
+    for number in 0..reader.infos.len() {
+        tensors.push((reader.infos[number].0.clone(), reader.read(number)?));
     }
     Ok(Weights {
         tensors,
-        metadata: facts(&header),
+        metadata: reader.metadata,
     })
 }
 
 /// Reads only the facts in the header. Errors: `weights.format`.
 pub fn metadata(path: &Path) -> Result<Vec<(String, String)>, Error> {
-    let mut file = open(path)?;
-    Ok(facts(&read_header(path, &mut file)?.0))
-}
-
-fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(|error| Error::weights(path, error))
+    Ok(Reader::open(path)?.metadata)
 }
 
 /// The header, and where the tensors' bytes start. The file is as long as the header says.
@@ -213,7 +328,9 @@ mod tests {
     fn what_is_saved_loads_and_leaves_no_other_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = saved(folder.path());
+        let first = std::fs::read(&path).unwrap();
         let weights = load(&saved(folder.path())).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), first);
         assert_eq!(
             weights.metadata,
             [("classes".to_owned(), "[\"x\"]".to_owned())]
@@ -234,6 +351,36 @@ mod tests {
         let error = save(Path::new("/nonexistent/w.safetensors"), &[], &[]).unwrap_err();
         assert_eq!(error.code(), "storage.failed");
         assert!(error.to_string().contains("/nonexistent/w.safetensors"));
+    }
+
+    #[test]
+    fn the_format_s_own_library_reads_what_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = std::fs::read(saved(folder.path())).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.tensor("b").unwrap().shape(), [2]);
+        let a = file.tensor("a").unwrap();
+        assert_eq!(
+            a.data(),
+            [1.5f32.to_le_bytes(), (-2.5f32).to_le_bytes()].concat()
+        );
+        let twice = [
+            ("a".to_owned(), HostTensor::from_f32(&[1], &[0.0]).unwrap()),
+            ("a".to_owned(), HostTensor::from_f32(&[1], &[0.0]).unwrap()),
+        ];
+        let error = save(&folder.path().join("x.safetensors"), &twice, &[]).unwrap_err();
+        assert!(error.to_string().contains("two tensors"), "{error}");
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_read_leaves_the_file_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = saved(folder.path());
+        let infos = [("a".to_owned(), DType::F32, vec![1])];
+        let refused = write(&path, &infos, &[], |_| Err(Error::new("x", "gone")));
+        assert_eq!(refused.unwrap_err().code(), "x");
+        assert_eq!(load(&path).unwrap().tensors.len(), 2);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

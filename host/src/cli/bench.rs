@@ -169,6 +169,7 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             description: None,
             data: Vec::new(),
             weights: None,
+            resume: None,
             output: None,
         })?;
         let (mut peak, mut looks) = (0, 0);

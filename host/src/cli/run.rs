@@ -15,6 +15,7 @@ use crate::inputs::{existing, source};
 use crate::machine::Machine;
 use crate::output;
 use crate::tasks::lock::Role;
+use crate::tasks::resume::Resume;
 use crate::tasks::store::Event;
 use crate::tasks::task::{Submission, TaskKind, TaskRecord, TaskState};
 use crate::tasks::{Settings, Tasks};
@@ -40,6 +41,10 @@ pub(super) struct Arguments {
     /// The weights to start from or to infer with.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
+    /// Goes on with an interrupted training, from a results folder or its last.state.safetensors;
+    /// results stay in that folder. Parameters that are not given are those it had.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["weights", "output"])]
+    resume: Option<PathBuf>,
     /// The device: cpu, cuda or cuda:N.
     #[arg(long)]
     device: Option<String>,
@@ -130,8 +135,13 @@ fn submission(
         Kind::Train => (TaskKind::Training, "training"),
         Kind::Infer => (TaskKind::Inference, "inference"),
     };
+    if arguments.kind == Kind::Infer && arguments.resume.is_some() {
+        bail!("--resume is for train: infer takes --weights");
+    }
+    let resume = arguments.resume.as_deref().map(Resume::open).transpose()?;
     let models = &plugin.description.models;
-    let model = match &arguments.model {
+    let chosen = arguments.model.as_ref();
+    let model = match chosen.or(resume.as_ref().map(|resume| &resume.model)) {
         Some(model) => models
             .iter()
             .find(|known| known.name == *model)
@@ -153,6 +163,9 @@ fn submission(
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         parameters.insert(key.to_owned(), value);
     }
+    if let Some(resume) = &resume {
+        resume.fill(&mut parameters);
+    }
     let parameters = plugin.description.check(name, &parameters)?;
     let mut data = Vec::new();
     match arguments.kind {
@@ -170,6 +183,7 @@ fn submission(
         bail!("infer needs --weights: a checkpoint that a training wrote");
     }
     let absolute = |path: &PathBuf| std::path::absolute(path).context("the path of --output");
+    let output = arguments.output.as_ref().map(absolute).transpose()?;
     Ok(Submission {
         id: None,
         kind,
@@ -184,7 +198,8 @@ fn submission(
         description: None,
         data,
         weights: arguments.weights.as_deref().map(existing).transpose()?,
-        output: arguments.output.as_ref().map(absolute).transpose()?,
+        output: output.or(resume.as_ref().map(|resume| resume.folder.clone())),
+        resume: resume.map(|resume| resume.state),
     })
 }
 

@@ -8,14 +8,19 @@ use serde_json::{Map, Value};
 use super::problem::Problem;
 use crate::inputs;
 use crate::plugins::Registry;
-use crate::tasks::task::{Submission, TaskKind};
+use crate::tasks::Tasks;
+use crate::tasks::error::TaskError;
+use crate::tasks::resume::Resume;
+use crate::tasks::task::{Submission, TaskKind, TaskRecord};
 
 /// A training, with the members of the old service and the plugin's own in `params`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Training {
-    model: String,
-    train_path: PathBuf,
+    /// Required unless `resume` names a task.
+    model: Option<String>,
+    /// Required unless `resume` names a task.
+    train_path: Option<PathBuf>,
     #[serde(default)]
     val_path: Option<PathBuf>,
     #[serde(default)]
@@ -27,10 +32,12 @@ pub(super) struct Training {
     num_epochs: Option<u64>,
     learning_rate: Option<f64>,
     image_size: Option<u64>,
-    #[serde(default = "cuda")]
-    device: String,
+    device: Option<String>,
     #[serde(default)]
     tf32: bool,
+    /// A task that has ended, a results folder or a state file to go on from.
+    #[serde(default)]
+    resume: Option<String>,
     #[serde(default)]
     weight_path: Option<PathBuf>,
     pretrained: Option<bool>,
@@ -81,7 +88,43 @@ fn inference_priority() -> u8 {
 }
 
 impl Training {
-    pub(super) fn submission(self, registry: &Registry) -> Result<Submission, Problem> {
+    pub(super) fn submission(
+        self,
+        registry: &Registry,
+        tasks: &Tasks,
+    ) -> Result<Submission, Problem> {
+        let resume = given(self.resume.map(PathBuf::from));
+        let resumed = resume
+            .map(|named| Resumed::find(&named, tasks))
+            .transpose()?;
+        let (weights, save) = (given(self.weight_path), folder(self.save_path, self.name)?);
+        if resumed.is_some() && (weights.is_some() || save.is_some()) {
+            return Err(Problem::invalid(
+                "request.resume",
+                "a training that goes on has its weights and its folder: leave out `weight_path` and \
+                 `save_path`",
+            ));
+        }
+        let earlier = resumed.as_ref().and_then(|resumed| resumed.task.as_ref());
+        let missing =
+            |name: &str| Problem::invalid("request.member", format!("missing field `{name}`"));
+        let model = self
+            .model
+            .or(earlier.map(|task| format!("{}/{}", task.plugin, task.model)));
+        let model = model.ok_or_else(|| missing("model"))?;
+        let mut data = match (&self.train_path, earlier) {
+            (Some(path), _) => vec![unusable(inputs::source("train", path, &["train"]))?],
+            (None, Some(task)) => task.data.clone(),
+            (None, None) => return Err(missing("train_path")),
+        };
+        if let Some(path) = given(self.val_path) {
+            data.retain(|source| source.name != "validation");
+            data.push(unusable(inputs::source(
+                "validation",
+                &path,
+                &["validation", "test"],
+            ))?);
+        }
         let mut params = self.params;
         // The old members are parameters of the same meaning, where the plugin has them.
         let old = [
@@ -93,7 +136,7 @@ impl Training {
             ("pretrained", self.pretrained.map(Value::from)),
             ("shuffle", self.shuffle.map(Value::from)),
         ];
-        let (plugin, model) = find(registry, &self.model)?;
+        let (plugin, model) = find(registry, &model)?;
         if let Some(schema) = plugin.description.parameters.get("training") {
             for (name, value) in old {
                 let other = name.replace('-', "_");
@@ -106,32 +149,49 @@ impl Training {
                 }
             }
         }
-        let mut data = vec![unusable(inputs::source(
-            "train",
-            &self.train_path,
-            &["train"],
-        ))?];
-        if let Some(path) = given(self.val_path) {
-            data.push(unusable(inputs::source(
-                "validation",
-                &path,
-                &["validation", "test"],
-            ))?);
+        if let Some(resumed) = &resumed {
+            resumed.state.fill(&mut params);
         }
         common(Common {
             kind: TaskKind::Training,
             plugin,
             model,
             params,
-            device: self.device,
-            tf32: self.tf32,
+            device: self
+                .device
+                .or(earlier.and_then(|task| task.device_requested.clone()))
+                .unwrap_or_else(cuda),
+            tf32: self.tf32 || earlier.is_some_and(|task| task.tf32),
             priority: self.priority,
             data,
-            weights: given(self.weight_path),
-            save: folder(self.save_path, self.name)?,
+            weights,
+            save: save.or(resumed.as_ref().map(|resumed| resumed.state.folder.clone())),
+            resume: resumed.as_ref().map(|resumed| resumed.state.state.clone()),
             id: self.task_id,
             description: self.description,
         })
+    }
+}
+
+/// What a training goes on from.
+struct Resumed {
+    state: Resume,
+    /// The task, where the request named one.
+    task: Option<TaskRecord>,
+}
+
+impl Resumed {
+    fn find(named: &Path, tasks: &Tasks) -> Result<Self, Problem> {
+        let task = named.to_str().and_then(|id| tasks.get(id).ok());
+        if let Some(task) = task.as_ref().filter(|task| !task.state.is_final()) {
+            return Err(TaskError::Active {
+                id: task.id.clone(),
+            }
+            .into());
+        }
+        let path = task.as_ref().map_or(named, |task| &task.output);
+        let state = Resume::open(path).map_err(|error| Problem::invalid(error.code(), error))?;
+        Ok(Self { state, task })
     }
 }
 
@@ -154,6 +214,7 @@ impl Inference {
             data,
             weights: Some(self.weight_path),
             save: folder(self.save_path, self.name)?,
+            resume: None,
             id: self.task_id,
             description: self.description,
         })
@@ -172,6 +233,7 @@ struct Common {
     data: Vec<crate::tasks::task::DataSource>,
     weights: Option<PathBuf>,
     save: Option<PathBuf>,
+    resume: Option<PathBuf>,
     id: Option<String>,
     description: Option<String>,
 }
@@ -207,14 +269,30 @@ fn common(c: Common) -> Result<Submission, Problem> {
             .weights
             .map(|path| unusable(inputs::existing(&path)))
             .transpose()?,
+        resume: c.resume,
         output: c.save,
     })
 }
 
+/// The plugin of the models that the old service had. Their bare names mean its models, whatever
+/// other plugins have models of these names.
+const CLASSIFIER: &str = "image-classifier";
+
+/// A plugin's model by its name. The old service's clients name it by a configuration file, too.
 fn find(
     registry: &Registry,
     name: &str,
 ) -> Result<(std::sync::Arc<crate::plugins::Plugin>, String), Problem> {
+    let file = Path::new(name).file_name().and_then(|file| file.to_str());
+    let stem = file.and_then(|file| file.strip_suffix(".yaml").or(file.strip_suffix(".yml")));
+    let name = stem.unwrap_or(name);
+    let classifier = registry.get(CLASSIFIER).filter(|plugin| {
+        let mut models = plugin.description.models.iter();
+        models.any(|model| model.name == name)
+    });
+    if let Some(plugin) = classifier {
+        return Ok((plugin, name.to_owned()));
+    }
     registry
         .model(name)
         .map_err(|error| Problem::invalid("model.unknown", error))

@@ -62,7 +62,7 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
 }
 
 pub(super) async fn train(State(host): Shared, body: Bytes) -> Answer {
-    let submission = parse::<Training>(&body)?.submission(&host.registry)?;
+    let submission = parse::<Training>(&body)?.submission(&host.registry, &host.tasks)?;
     Ok(Json(response(&host.tasks.submit(submission)?)))
 }
 

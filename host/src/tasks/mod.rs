@@ -3,12 +3,13 @@
 
 pub mod error;
 pub mod lock;
+pub mod resume;
 pub mod store;
 mod supervisor;
 pub mod task;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -162,8 +163,16 @@ impl Tasks {
         if live.queue.len() >= size {
             return Err(TaskError::QueueFull { size });
         }
-        let own = || inner.settings.state.join("results").join(&id);
+        let own = || inner.results().join(&id);
         let output = submission.output.clone().unwrap_or_else(own);
+        if submission.resume.is_some() {
+            // Two tasks that go on from one state would write over each other's results.
+            for id in live.tasks.keys() {
+                if inner.store.get(id)?.output == output {
+                    return Err(TaskError::Active { id: id.clone() });
+                }
+            }
+        }
         let mut record = TaskRecord {
             id,
             kind: submission.kind,
@@ -191,6 +200,7 @@ impl Tasks {
             latest_metrics: serde_json::Map::new(),
             data: submission.data,
             weights: submission.weights,
+            resume: submission.resume,
             output,
             created_at: now(),
             updated_at: now(),
@@ -252,19 +262,20 @@ impl Tasks {
         self.inner.store.get(id)
     }
 
-    /// Forgets a task that has ended, its events, and the results in its own folder.
+    /// Forgets a task that has ended, its events, and the results in a folder of the state folder
+    /// that no other task went on in.
     pub fn delete(&self, id: &str) -> Result<(), TaskError> {
         let record = self.inner.store.get(id)?;
         if !record.state.is_final() {
             return Err(TaskError::Active { id: id.to_owned() });
         }
         self.inner.store.delete(id)?;
-        let own = self.inner.settings.state.join("results").join(id);
-        if record.output == own {
-            match std::fs::remove_dir_all(&own) {
+        let own = record.output.parent() == Some(&self.inner.results());
+        if own && !self.inner.is_in_use(&record.output)? {
+            match std::fs::remove_dir_all(&record.output) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(TaskError::Output {
-                        path: own.display().to_string(),
+                        path: record.output.display().to_string(),
                         error,
                     });
                 }
@@ -319,6 +330,22 @@ impl Inner {
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
         self.wake.notify_one();
+    }
+
+    /// The folder of the results that users name no folder for.
+    fn results(&self) -> PathBuf {
+        self.settings.state.join("results")
+    }
+
+    /// Whether a task's results are in a folder.
+    fn is_in_use(&self, folder: &Path) -> Result<bool, TaskError> {
+        let every = TaskFilter {
+            state: None,
+            kind: None,
+            limit: usize::MAX,
+        };
+        let records = self.store.list(&every)?;
+        Ok(records.iter().any(|record| record.output == folder))
     }
 
     fn recover(self: &Arc<Self>) -> Result<(), TaskError> {

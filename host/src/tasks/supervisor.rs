@@ -76,6 +76,7 @@ fn start(inner: &Inner, record: &TaskRecord) -> Start {
             })
             .collect(),
         weights: record.weights.clone(),
+        resume: record.resume.clone(),
         output: record.output.clone(),
         compile_cache: settings.compile_cache.clone(),
         threads: settings.threads_per_worker,
@@ -354,6 +355,11 @@ fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
         FromWorker::Metrics(metrics) => {
             record.current_epoch = Some(metrics.epoch);
             record.total_epochs = Some(metrics.epochs);
+            if record.kind == TaskKind::Training {
+                let epochs = [("epoch", metrics.epoch), ("total_epochs", metrics.epochs)];
+                let epochs = epochs.map(|(name, value)| (name.to_owned(), value.into()));
+                record.latest_metrics.extend(epochs);
+            }
             record.latest_metrics.extend(metrics.values.clone());
             let told = Event {
                 metrics: Some(metrics.values),

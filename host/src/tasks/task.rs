@@ -89,6 +89,8 @@ pub struct Submission {
     pub data: Vec<DataSource>,
     /// Weights to load.
     pub weights: Option<PathBuf>,
+    /// The state of an earlier task to go on from, in whose folder its results stay.
+    pub resume: Option<PathBuf>,
     /// The folder for checkpoints and artifacts; none for one of the task's own in the state folder.
     pub output: Option<PathBuf>,
 }
@@ -173,6 +175,9 @@ pub struct TaskRecord {
     pub data: Vec<DataSource>,
     /// Weights to load.
     pub weights: Option<PathBuf>,
+    /// The state of an earlier task that it goes on from.
+    #[serde(default)]
+    pub resume: Option<PathBuf>,
     /// The folder of checkpoints and artifacts.
     pub output: PathBuf,
     /// RFC 3339, UTC.

@@ -159,6 +159,7 @@ fn task(start: Start, link: &Arc<Link>) -> Result<(), Failure> {
         devices: start.devices,
         data: start.data,
         weights: start.weights,
+        resume: start.resume,
         output: Some(start.output),
         threads: start.threads,
         tf32: start.tf32,

@@ -95,6 +95,8 @@ pub struct Start {
     pub data: Vec<DataGrant>,
     /// Weights to load, where the user gave some.
     pub weights: Option<PathBuf>,
+    /// The state to go on from, where the task resumes another.
+    pub resume: Option<PathBuf>,
     /// The task's folder for checkpoints and artifacts. It exists.
     pub output: PathBuf,
     /// The folder of compiled plugins.

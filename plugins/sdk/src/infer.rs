@@ -55,11 +55,11 @@ impl Weights {
     }
 }
 
-/// Little-endian float32 of an output of the last run.
-fn read(session: &Session, output: &str) -> Result<Vec<f32>> {
+/// Little-endian float32 of an output of a plan's last run.
+pub(crate) fn read(session: &Session, plan: u32, output: &str) -> Result<Vec<f32>> {
     let mut bytes = Vec::new();
     loop {
-        let piece = session.read(PREDICT, output, bytes.len() as u64, READ_BYTES)?;
+        let piece = session.read(plan, output, bytes.len() as u64, READ_BYTES)?;
         let last = piece.len() < READ_BYTES as usize;
         bytes.extend(piece);
         if last {
@@ -114,11 +114,11 @@ struct Predictions<'a> {
 impl Predictions<'_> {
     /// Writes the predictions of the session's last batch of `samples`.
     fn write(&mut self, session: &Session, samples: u32) -> Result<()> {
-        let probabilities = read(session, "probabilities")?;
+        let probabilities = read(session, PREDICT, "probabilities")?;
         let labels = if self.labels.is_empty() {
             Vec::new()
         } else {
-            read(session, "label")?
+            read(session, PREDICT, "label")?
         };
         let mut lines = String::new();
         for (row, probabilities) in probabilities.chunks_exact(self.classes.len()).enumerate() {
@@ -144,7 +144,7 @@ impl Predictions<'_> {
         let mut message = format!("{} predictions in {ARTIFACT}", self.done);
         if let (Some(accuracy), Some(f1)) = (self.matrix.accuracy(), self.matrix.macro_f1()) {
             values.push(("accuracy".to_owned(), 100.0 * accuracy));
-            values.push(("macro_f1".to_owned(), 100.0 * f1));
+            values.push(("macro_f1".to_owned(), f1));
             message += &format!(
                 "; accuracy {:.2} %, macro F1 {:.2} % on {} labelled samples",
                 100.0 * accuracy,

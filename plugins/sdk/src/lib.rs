@@ -23,10 +23,11 @@
 //!
 //! In the order of a task's life: [`Pipeline`] (what the plugin is), [`Parameters`] (what the user
 //! set), [`Input`] (data sets and transforms), [`Graph`] and [`Tensor`] (the computation), [`layers`]
-//! and [`models`], [`train`] and [`infer`] (the loops), [`metrics`] and [`schedule`]. Everything of
+//! and [`models`], [`train`] and [`infer`] (the loops), [`metrics`], [`scores`] and [`schedule`]. Everything of
 //! the contract that has no wrapper here is in [`bindings`].
 
 pub mod bindings;
+mod checkpoint;
 mod error;
 mod graph;
 pub mod infer;
@@ -37,6 +38,7 @@ pub mod models;
 mod parameters;
 mod pipeline;
 pub mod schedule;
+pub mod scores;
 pub mod train;
 
 pub use bindings::hangar::pipeline as host;

@@ -46,19 +46,96 @@ impl ConfusionMatrix {
         (self.total() > 0).then(|| right as f64 / self.total() as f64)
     }
 
-    /// The mean over the classes that occur of F1 = 2·right / (true + predicted), none without
-    /// predictions.
-    pub fn macro_f1(&self) -> Option<f64> {
-        let scores: Vec<f64> = (0..self.classes)
-            .filter_map(|class| {
-                let occurrences: u64 = (0..self.classes)
-                    .map(|other| self.count(class, other) + self.count(other, class))
-                    .sum();
-                (occurrences > 0)
-                    .then(|| 2.0 * self.count(class, class) as f64 / occurrences as f64)
+    /// The counts, a row for each true class.
+    pub fn rows(&self) -> impl Iterator<Item = &[u64]> {
+        self.counts.chunks_exact(self.classes.max(1))
+    }
+
+    /// Every class that occurs, as true or as predicted.
+    fn occurring(&self) -> Vec<Occurrence> {
+        let mut predicted = vec![0; self.classes];
+        for row in self.rows() {
+            for (sum, count) in predicted.iter_mut().zip(row) {
+                *sum += count;
+            }
+        }
+        let classes = self.rows().zip(predicted).enumerate();
+        classes
+            .map(|(class, (row, predicted))| Occurrence {
+                right: row.get(class).copied().unwrap_or(0),
+                truth: row.iter().sum(),
+                predicted,
             })
-            .collect();
-        (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64)
+            .filter(|class| class.truth + class.predicted > 0)
+            .collect()
+    }
+
+    /// The mean of a score over the classes that occur, none without predictions.
+    fn macro_mean(&self, score: fn(&Occurrence) -> f64) -> Option<f64> {
+        let classes = self.occurring();
+        let sum: f64 = classes.iter().map(score).sum();
+        (!classes.is_empty()).then(|| sum / classes.len() as f64)
+    }
+
+    /// The mean of a score over the predictions by their true class, none without predictions.
+    fn weighted_mean(&self, score: fn(&Occurrence) -> f64) -> Option<f64> {
+        let classes = self.occurring();
+        let sum: f64 = classes
+            .iter()
+            .map(|class| class.truth as f64 * score(class))
+            .sum();
+        (self.total() > 0).then(|| sum / self.total() as f64)
+    }
+
+    /// The mean over the classes that occur of F1 = 2·right / (true + predicted), none without
+    /// predictions. As scikit-learn's `f1_score` with `average="macro"`.
+    pub fn macro_f1(&self) -> Option<f64> {
+        self.macro_mean(Occurrence::f1)
+    }
+
+    /// The mean over the classes that occur of right / predicted, 0 where nothing was predicted to be
+    /// of the class. As `precision_score` with `average="macro", zero_division=0`.
+    pub fn macro_precision(&self) -> Option<f64> {
+        self.macro_mean(Occurrence::precision)
+    }
+
+    /// The mean over the classes that occur of right / true, 0 where nothing is of the class. As
+    /// `recall_score` with `average="macro", zero_division=0`.
+    pub fn macro_recall(&self) -> Option<f64> {
+        self.macro_mean(Occurrence::recall)
+    }
+
+    /// The mean of the classes' precisions, each weighed by its samples. As `precision_score` with
+    /// `average="weighted", zero_division=0`.
+    pub fn weighted_precision(&self) -> Option<f64> {
+        self.weighted_mean(Occurrence::precision)
+    }
+
+    /// The mean of the classes' recalls, each weighed by its samples. As `recall_score` with
+    /// `average="weighted", zero_division=0`.
+    pub fn weighted_recall(&self) -> Option<f64> {
+        self.weighted_mean(Occurrence::recall)
+    }
+}
+
+/// How often a class occurs.
+struct Occurrence {
+    right: u64,
+    truth: u64,
+    predicted: u64,
+}
+
+impl Occurrence {
+    fn f1(&self) -> f64 {
+        2.0 * self.right as f64 / (self.truth + self.predicted) as f64
+    }
+
+    fn precision(&self) -> f64 {
+        self.right as f64 / self.predicted.max(1) as f64
+    }
+
+    fn recall(&self) -> f64 {
+        self.right as f64 / self.truth.max(1) as f64
     }
 }
 

@@ -91,6 +91,19 @@ impl Parameters {
         })
     }
 
+    /// All of them, by name.
+    pub(crate) fn members(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
+    /// Sets a parameter where it is not set or an empty text.
+    pub fn set_default(&mut self, name: &str, value: impl Into<Value>) {
+        let given = self.0.get(name).filter(|given| *given != "");
+        if given.is_none() {
+            self.0.insert(name.to_owned(), value.into());
+        }
+    }
+
     fn get<'a, T>(
         &'a self,
         name: &str,
@@ -144,6 +157,17 @@ mod tests {
         assert_eq!(parameters.number("rate").unwrap(), 1.0);
         assert!(!parameters.boolean("shuffle").unwrap());
         assert_eq!(parameters.text("optimizer").unwrap(), "sgd");
+    }
+
+    #[test]
+    fn a_default_is_set_where_nothing_or_an_empty_text_is_given() {
+        let mut parameters = Parameters::parse(r#"{"head": "", "optimizer": "sgd"}"#).unwrap();
+        for name in ["head", "optimizer", "schedule"] {
+            parameters.set_default(name, "own");
+        }
+        assert_eq!(parameters.text("head").unwrap(), "own");
+        assert_eq!(parameters.text("optimizer").unwrap(), "sgd");
+        assert_eq!(parameters.text("schedule").unwrap(), "own");
     }
 
     #[test]

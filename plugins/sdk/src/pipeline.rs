@@ -146,6 +146,13 @@ pub struct Pipeline {
 impl Pipeline {
     /// The JSON object of the contract's `describe`.
     pub fn describe(&self) -> String {
+        self.describe_with(Vec::new(), Vec::new())
+    }
+
+    /// As [`Pipeline::describe`], with more parameters of trainings and of inferences, or others in
+    /// the place of those of the same names. A training's parameter `classes` is the number of
+    /// classes that the data must have, 0 for any.
+    pub fn describe_with(&self, training: Vec<Property>, inference: Vec<Property>) -> String {
         let models: Vec<_> = self
             .models
             .iter()
@@ -158,8 +165,8 @@ impl Pipeline {
             "kinds": ["training", "inference"],
             "models": models,
             "parameters": {
-                "training": schema(self.training_properties()),
-                "inference": schema(self.inference_properties()),
+                "training": schema([self.training_properties(), training].concat()),
+                "inference": schema([self.inference_properties(), inference].concat()),
             },
         })
         .to_string()
@@ -221,6 +228,20 @@ impl Pipeline {
                 true,
                 "Whether every epoch has an order of its own",
             ),
+            Property::integer(
+                "patience",
+                0,
+                "Epochs without a better validation accuracy after which training stops; 0 never",
+            )
+            .minimum(0),
+            Property::number(
+                "min_delta",
+                0.0,
+                "Points of validation accuracy by which an epoch must be above the best to count as \
+                 better for `patience`",
+            )
+            .minimum(0.0)
+            .maximum(100.0),
         ]
     }
 
@@ -261,10 +282,14 @@ impl Pipeline {
 
     /// Runs the task. Errors: `task.kind` for a kind that was not described, and whatever fails it.
     pub fn run(&self, kind: &str) -> Result<()> {
-        let parameters = Parameters::parse(&task::parameters())?;
+        self.run_with(kind, &Parameters::parse(&task::parameters())?)
+    }
+
+    /// As [`Pipeline::run`], with parameters that the plugin has changed.
+    pub fn run_with(&self, kind: &str, parameters: &Parameters) -> Result<()> {
         match kind {
-            "training" => train::run(self, &parameters),
-            "inference" => infer::run(self, &parameters),
+            "training" => train::run(self, parameters),
+            "inference" => infer::run(self, parameters),
             _ => {
                 let message = format!(
                     "{} does not do {kind}: it does training and inference",

@@ -2,16 +2,20 @@
 
 use serde_json::json;
 
+use crate::checkpoint::{self, Progress};
 use crate::error::{Error, Result, error};
 use crate::graph::{Graph, Mode, Tensor};
 use crate::host::data::{Dataset, Loader, granted};
 use crate::host::devices::{Lease, Request};
-use crate::host::model::{Plan, Session, reserve, weights_metadata};
+use crate::host::model::{Plan, Session, reserve, resume_metadata, weights_metadata};
 use crate::host::task;
 use crate::host::types::Dtype;
+use crate::infer::read;
+use crate::metrics::ConfusionMatrix;
 use crate::parameters::Parameters;
 use crate::pipeline::{Model, Optimizer, Pipeline};
 use crate::schedule::Schedule;
+use crate::scores::Scores;
 
 /// The plans of a training session, in the order of [`Session::open`].
 const TRAIN: u32 = 0;
@@ -19,6 +23,11 @@ const EVALUATE: u32 = 1;
 
 /// Progress is reported this many times in a training, at most.
 const PROGRESS_REPORTS: u64 = 200;
+
+/// The file of the best epoch's confusion matrix, beside the weights of that epoch.
+const CONFUSION: &str = "confusion.json";
+/// Confusion matrices of more classes are too wide for the log.
+const LOGGED_CLASSES: usize = 20;
 
 /// What the user set, read once.
 struct Settings {
@@ -32,6 +41,8 @@ struct Settings {
     seed: u64,
     shuffle: bool,
     head: String,
+    patience: u64,
+    min_delta: f64,
 }
 
 impl Settings {
@@ -66,6 +77,8 @@ impl Settings {
             seed: parameters.integer("seed")?,
             shuffle: parameters.boolean("shuffle")?,
             head: parameters.text("head")?.to_owned(),
+            patience: parameters.integer("patience")?,
+            min_delta: parameters.number("min_delta")?,
         })
     }
 }
@@ -99,7 +112,31 @@ fn datasets(pipeline: &Pipeline, settings: &Settings) -> Result<(Dataset, Datase
     training.split(1.0 - settings.validation_fraction, settings.seed)
 }
 
-/// Builds the graph of a model with the scalar outputs `loss` and `correct`.
+/// The class names, of which there are two or more: as many as the parameter `classes` says, where a
+/// plugin has one and it is not 0.
+fn classes(training: &Dataset, parameters: &Parameters) -> Result<(Vec<String>, u32)> {
+    let classes = training.classes();
+    let refuse = |message: String| Err(error("data.classes", message));
+    let count = u32::try_from(classes.len()).unwrap_or(u32::MAX);
+    if count < 2 {
+        let message = format!("the training data has {count} classes: give data with two or more");
+        return refuse(message);
+    }
+    let wanted = parameters.integer("classes").unwrap_or(0);
+    if wanted > 0 && wanted != u64::from(count) {
+        const LISTED: usize = 10;
+        let listed: Vec<&str> = classes.iter().take(LISTED).map(String::as_str).collect();
+        let more = if classes.len() > LISTED { ", …" } else { "" };
+        return refuse(format!(
+            "{wanted} classes are asked for, and the training data has {count}: {}{more}",
+            listed.join(", ")
+        ));
+    }
+    Ok((classes, count))
+}
+
+/// Builds the graph of a model: the scalar output `loss`, and in training `correct`, else `scores`
+/// `[batch, classes + 1]`, the probabilities and then the label.
 fn classifier(
     graph: &Graph,
     model: Model,
@@ -113,7 +150,12 @@ fn classifier(
     let logits = (model.build)(&x, classes)?;
     let loss = logits.cross_entropy(&y, label_smoothing)?;
     graph.output("loss", &loss)?;
-    graph.output("correct", &logits.correct(&y)?)?;
+    if graph.mode() == Mode::Train {
+        graph.output("correct", &logits.correct(&y)?)?;
+    } else {
+        let label = y.cast(Dtype::Float32)?.reshape(&[0, 1])?;
+        graph.output("scores", &logits.softmax(1)?.concat(&[&label], 1)?)?;
+    }
     Ok(loss)
 }
 
@@ -169,28 +211,26 @@ pub fn lease(plans: &[&Plan]) -> Result<Lease> {
     Ok(lease)
 }
 
-/// The figures of one pass over a data set.
-#[derive(Debug, Clone, Copy)]
-struct Figures {
-    loss: f64,
-    accuracy: f64,
+fn named(values: &[(&str, f64)]) -> Vec<(String, f64)> {
+    let owned = |&(name, value): &(&str, f64)| (name.to_owned(), value);
+    values.iter().map(owned).collect()
 }
 
-impl Figures {
-    fn take(session: &Session, plan: u32) -> Result<Self> {
-        Ok(Self {
-            loss: session.mean(plan, "loss")?,
-            accuracy: 100.0 * session.mean(plan, "correct")?,
-        })
+/// The lines of a confusion matrix for the log; none where it is too wide.
+fn confusion_lines(matrix: &ConfusionMatrix, classes: &[String]) -> Vec<String> {
+    if classes.len() > LOGGED_CLASSES {
+        return Vec::new();
     }
-}
-
-fn metrics(epoch: u64, epochs: u64, stage: &str, values: &[(&str, f64)]) {
-    let values: Vec<_> = values
-        .iter()
-        .map(|&(name, value)| (name.to_owned(), value))
-        .collect();
-    task::metrics(epoch, epochs, stage, &values);
+    let line = |(row, class): (&[u64], &String)| {
+        let counts: Vec<String> = row.iter().map(u64::to_string).collect();
+        // A class name with line ends would not be read back from a state.
+        let class: String = class
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        format!("{class}: {}", counts.join(" "))
+    };
+    matrix.rows().zip(classes).map(line).collect()
 }
 
 /// A training under way.
@@ -199,80 +239,145 @@ struct Trainer<'a> {
     session: Session,
     training: Loader,
     validation: Loader,
-    metadata: Vec<(String, String)>,
-    best: f64,
+    validation_samples: u64,
+    classes: &'a [String],
+    /// Facts of the training, which every checkpoint has.
+    facts: Vec<(String, String)>,
+    progress: Progress,
 }
 
 impl Trainer<'_> {
-    /// One epoch, numbered from 1: training, validation, metrics, checkpoints. Gives its metrics.
-    fn epoch(&mut self, epoch: u64) -> Result<Vec<(&'static str, f64)>> {
+    /// One epoch, numbered from 1: training, validation, metrics, checkpoints.
+    fn epoch(&mut self, epoch: u64) -> Result<()> {
         let epochs = self.settings.epochs;
         let rate = self.session.current_learning_rate();
-        metrics(epoch, epochs, "epoch_start", &[("learning_rate", rate)]);
-        let train = self.pass(TRAIN, epoch)?;
-        if !train.loss.is_finite() {
-            let message = format!(
-                "the loss is {} in epoch {epoch}: lower learning_rate, now {}",
-                train.loss, self.settings.learning_rate
-            );
-            return Err(error("training.diverged", message));
+        let rates = named(&[("learning_rate", rate)]);
+        task::metrics(epoch, epochs, "epoch_start", &rates);
+        let (train_loss, train_accuracy) = self.train(epoch)?;
+        let trained = named(&[("train_loss", train_loss), ("train_acc", train_accuracy)]);
+        task::metrics(epoch, epochs, "training", &trained);
+        let (loss, scores) = self.validate(epoch)?;
+        let accuracy = 100.0 * scores.matrix().accuracy().unwrap_or(0.0);
+        let mut validated = named(&[("val_loss", loss)]);
+        // The host counts calls to see that the plugin is alive.
+        validated.extend(named(&scores.values(|| {
+            task::cancelled();
+        })));
+        task::metrics(epoch, epochs, "validation", &validated);
+        let better = self.progress.note(epoch, accuracy, self.settings.min_delta);
+        let best = named(&[("best_acc", self.progress.best)]);
+        self.progress.metrics = [trained, validated, rates, best].concat();
+        if better {
+            self.progress.confusion = confusion_lines(scores.matrix(), self.classes);
         }
-        let trained = [("train_loss", train.loss), ("train_acc", train.accuracy)];
-        metrics(epoch, epochs, "training", &trained);
-        let validation = self.pass(EVALUATE, epoch)?;
-        let validated = [
-            ("val_loss", validation.loss),
-            ("val_acc", validation.accuracy),
-        ];
-        metrics(epoch, epochs, "validation", &validated);
-        self.save("last", epoch, validation)?;
-        if validation.accuracy > self.best {
-            self.best = validation.accuracy;
-            self.save("best", epoch, validation)?;
-        }
-        let all = [
-            &trained[..],
-            &validated,
-            &[("learning_rate", rate), ("best_acc", self.best)],
-        ]
-        .concat();
-        metrics(epoch, epochs, "epoch_end", &all);
+        self.save(better.then(|| scores.matrix()), accuracy)?;
+        task::metrics(epoch, epochs, "epoch_end", &self.progress.metrics);
         task::log(
             "info",
             &format!(
-                "epoch {epoch} of {epochs}: training loss {:.4}, accuracy {:.2} %; validation loss {:.4}, accuracy {:.2} %",
-                train.loss, train.accuracy, validation.loss, validation.accuracy
+                "epoch {epoch} of {epochs}: training loss {train_loss:.4}, accuracy {train_accuracy:.2} %; validation loss {loss:.4}, accuracy {accuracy:.2} %"
             ),
         );
-        Ok(all)
+        Ok(())
     }
 
-    /// Runs a plan over all batches of its data.
-    fn pass(&self, plan: u32, epoch: u64) -> Result<Figures> {
-        let loader = if plan == TRAIN {
-            &self.training
-        } else {
-            &self.validation
-        };
-        loader.start(epoch - 1)?;
+    /// Trains on all batches: the mean loss, and the accuracy in percent.
+    fn train(&self, epoch: u64) -> Result<(f64, f64)> {
+        self.training.start(epoch - 1)?;
         let (steps, epochs) = (self.training.steps().max(1), self.settings.epochs);
         let period = (steps.saturating_mul(epochs) / PROGRESS_REPORTS).max(1);
         let message = format!("epoch {epoch} of {epochs}");
         let mut step = 0;
-        while self.session.step(plan, loader)? > 0 {
+        while self.session.step(TRAIN, &self.training)? > 0 {
             step += 1;
-            if plan == TRAIN && step % period == 0 {
+            if step % period == 0 {
                 task::progress(fraction(epoch, epochs, step, steps), &message);
             }
         }
-        Figures::take(&self.session, plan)
+        let loss = self.session.mean(TRAIN, "loss")?;
+        if !loss.is_finite() {
+            let message = format!(
+                "the loss is {loss} in epoch {epoch}: lower learning_rate, now {}",
+                self.settings.learning_rate
+            );
+            return Err(error("training.diverged", message));
+        }
+        Ok((loss, 100.0 * self.session.mean(TRAIN, "correct")?))
     }
 
-    fn save(&self, name: &str, epoch: u64, figures: Figures) -> Result<()> {
-        let mut metadata = self.metadata.clone();
+    /// The mean loss and the scores on the validation data.
+    fn validate(&self, epoch: u64) -> Result<(f64, Scores)> {
+        let mut scores = Scores::new(self.classes.len(), self.validation_samples);
+        if scores.too_many() && epoch == 1 {
+            let message = "so many validation samples and classes have no mAP";
+            task::log("warning", message);
+        }
+        self.validation.start(epoch - 1)?;
+        while self.session.step(EVALUATE, &self.validation)? > 0 {
+            let values = read(&self.session, EVALUATE, "scores")?;
+            for row in values.chunks_exact(self.classes.len() + 1) {
+                if let Some((label, probabilities)) = row.split_last() {
+                    scores.add(probabilities, *label as usize);
+                }
+            }
+        }
+        Ok((self.session.mean(EVALUATE, "loss")?, scores))
+    }
+
+    /// Saves the checkpoints of an epoch, and its confusion matrix where it is the best. The state
+    /// comes last: what is there before it is made again where the training goes on from an earlier
+    /// one.
+    fn save(&self, best: Option<&ConfusionMatrix>, accuracy: f64) -> Result<()> {
+        let epoch = self.progress.epochs;
+        let mut metadata = self.facts.clone();
         metadata.push(("epoch".to_owned(), epoch.to_string()));
-        metadata.push(("val_acc".to_owned(), figures.accuracy.to_string()));
-        self.session.save(name, &metadata)
+        metadata.push(("val_acc".to_owned(), accuracy.to_string()));
+        if let Some(matrix) = best {
+            self.session.save("best", &metadata)?;
+            let rows: Vec<&[u64]> = matrix.rows().collect();
+            let confusion = json!({ "epoch": epoch, "classes": self.classes, "matrix": rows });
+            task::replace_artifact(CONFUSION, confusion.to_string().as_bytes())?;
+        }
+        self.session.save("last", &metadata)?;
+        let state = [self.facts.clone(), self.progress.metadata()].concat();
+        self.session.save_state("last", &state)
+    }
+
+    /// Epochs up to the last, or until early stopping.
+    fn run(&mut self) -> Result<()> {
+        let (epochs, patience) = (self.settings.epochs, self.settings.patience);
+        while self.progress.epochs < epochs && !self.progress.is_stopped(patience) {
+            let epoch = self.progress.epochs + 1;
+            self.epoch(epoch)
+                .inspect_err(|error| say_if_cancelled(error, epoch))?;
+        }
+        let Progress {
+            epochs: done,
+            best,
+            best_epoch,
+            ..
+        } = self.progress;
+        if done < epochs {
+            let message = format!(
+                "stopped early after epoch {done}: no accuracy above {best:.2} % in {patience} epochs"
+            );
+            task::log("info", &message);
+        }
+        task::metrics(done, epochs, "completed", &self.progress.metrics);
+        task::log(
+            "info",
+            &format!("the best is epoch {best_epoch}, with a validation accuracy of {best:.2} %"),
+        );
+        if !self.progress.confusion.is_empty() {
+            let message = "its confusion matrix: a line for each true class, a column for each \
+                           predicted one in the same order";
+            task::log("info", message);
+        }
+        for line in &self.progress.confusion {
+            task::log("info", line);
+        }
+        task::progress(1.0, "completed");
+        Ok(())
     }
 }
 
@@ -282,31 +387,47 @@ fn fraction(epoch: u64, epochs: u64, step: u64, steps: u64) -> f64 {
     (done / epochs.max(1) as f64).min(1.0)
 }
 
-/// Trains the chosen model and keeps the checkpoints `best` (highest validation accuracy) and
-/// `last`.
+/// What every checkpoint says of the training, and what one that goes on must have in common with it.
+fn facts(
+    pipeline: &Pipeline,
+    model: Model,
+    classes: &[String],
+    data: [&Dataset; 2],
+) -> Vec<(String, String)> {
+    let fingerprint = |data: &Dataset| data.property("fingerprint").unwrap_or_default();
+    [
+        ("plugin", pipeline.name.to_owned()),
+        ("model", model.name.to_owned()),
+        ("classes", json!(classes).to_string()),
+        ("data", data.map(fingerprint).join(" ")),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .to_vec()
+}
+
+/// The state that the task resumes from, by its metadata; none where it begins anew.
+fn resumed(facts: &[(String, String)]) -> Result<Option<Progress>> {
+    let stored = match resume_metadata() {
+        Err(error) if error.code == "resume.none" => return Ok(None),
+        other => other?,
+    };
+    // As the host has them, which is how they were saved.
+    let parameters = Parameters::parse(&task::parameters())?;
+    checkpoint::check(&stored, facts, parameters.members())?;
+    Progress::parse(&stored).map(Some)
+}
+
+/// Trains the chosen model. After each epoch there are the checkpoints `best` (highest validation
+/// accuracy) and `last`, and the state that a later training goes on from.
 pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     let settings = Settings::read(pipeline, parameters)?;
     let model = pipeline.chosen(parameters)?;
     let (training, validation) = datasets(pipeline, &settings)?;
-    let classes = training.classes();
-    let count = u32::try_from(classes.len())
-        .ok()
-        .filter(|&count| count >= 2);
-    let Some(count) = count else {
-        let message = format!(
-            "the training data has {} classes: give data with two or more",
-            classes.len()
-        );
-        return Err(error("data.classes", message));
-    };
-    let metadata = [
-        ("plugin", pipeline.name.to_owned()),
-        ("plugin_version", pipeline.version.to_owned()),
-        ("model", model.name.to_owned()),
-        ("classes", json!(classes).to_string()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .to_vec();
+    let (classes, count) = classes(&training, parameters)?;
+    let mut facts = facts(pipeline, model, &classes, [&training, &validation]);
+    let resumed = resumed(&facts)?;
+    facts.push(("plugin_version".to_owned(), pipeline.version.to_owned()));
+    facts.push(("parameters".to_owned(), task::parameters()));
     task::log(
         "info",
         &format!(
@@ -316,6 +437,7 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
         ),
     );
 
+    let validation_samples = validation.length();
     let training = pipeline
         .input
         .loader(&training, settings.batch_size, true)?;
@@ -337,27 +459,31 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     let plans = [&train, &evaluate];
     let lease = lease(&plans)?;
     let session = Session::open(&plans, &lease)?;
-    start_from_weights(&session, &settings.head)?;
+    let progress = match resumed {
+        None => {
+            start_from_weights(&session, &settings.head)?;
+            Progress::none()
+        }
+        Some(progress) => {
+            session.load_state()?;
+            let message = format!("goes on after epoch {}", progress.epochs);
+            task::log("info", &message);
+            progress
+        }
+    };
     let options = settings.schedule.options(settings.epochs, training.steps());
     session.learning_rate(settings.learning_rate, settings.schedule.name(), &options)?;
-    let best = f64::NEG_INFINITY;
     let mut trainer = Trainer {
         settings: &settings,
         session,
         training,
         validation,
-        metadata,
-        best,
+        validation_samples,
+        classes: &classes,
+        facts,
+        progress,
     };
-    let mut last = Vec::new();
-    for epoch in 1..=settings.epochs {
-        last = trainer
-            .epoch(epoch)
-            .inspect_err(|error| say_if_cancelled(error, epoch))?;
-    }
-    metrics(settings.epochs, settings.epochs, "completed", &last);
-    task::progress(1.0, "completed");
-    Ok(())
+    trainer.run()
 }
 
 fn say_if_cancelled(error: &Error, epoch: u64) {
@@ -371,8 +497,20 @@ fn say_if_cancelled(error: &Error, epoch: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::{batch_size, fraction};
+    use super::{batch_size, confusion_lines, fraction};
+    use crate::metrics::ConfusionMatrix;
     use crate::parameters::Parameters;
+
+    #[test]
+    fn a_confusion_matrix_is_a_line_a_class_where_it_is_not_too_wide() {
+        let mut matrix = ConfusionMatrix::new(2);
+        matrix.add(0, 1);
+        matrix.add(1, 1);
+        let classes = ["no\n".to_owned(), "yes".to_owned()];
+        assert_eq!(confusion_lines(&matrix, &classes), ["no : 0 1", "yes: 0 1"]);
+        let many: Vec<String> = (0..21).map(|class| class.to_string()).collect();
+        assert!(confusion_lines(&ConfusionMatrix::new(21), &many).is_empty());
+    }
 
     #[test]
     fn progress_counts_epochs_and_steps() {

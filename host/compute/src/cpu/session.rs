@@ -253,6 +253,10 @@ impl Session for CpuSession {
         self.steps
     }
 
+    fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
     fn used_bytes(&self) -> u64 {
         let lines = |lines: &Vec<Line>| lines.len() as u64 * ALIGNMENT;
         let floats = |floats: &Vec<f32>| floats.len() as u64 * 4;

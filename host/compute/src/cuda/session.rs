@@ -503,6 +503,10 @@ impl Session for CudaSession {
         self.steps
     }
 
+    fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
     fn used_bytes(&self) -> u64 {
         self.layout.total_bytes
     }

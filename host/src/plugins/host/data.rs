@@ -62,7 +62,11 @@ impl data::HostDataset for State {
         dataset: Resource<Dataset>,
         key: String,
     ) -> wasmtime::Result<Option<String>> {
-        Ok(self.table.get(&dataset)?.0.property(&key))
+        let dataset = &self.table.get(&dataset)?.0;
+        Ok(match &*key {
+            "fingerprint" => Some(format!("{:016x}", dataset.fingerprint())),
+            key => dataset.property(key),
+        })
     }
 
     fn name(&mut self, dataset: Resource<Dataset>, index: u64) -> Result<String> {

@@ -3,6 +3,7 @@
 //! Every number, string and list that comes from a plugin is checked here or in the crate that it is
 //! handed to. Tensors, data sets and weights stay on this side; the plugin holds handles.
 
+pub mod checkpoint;
 pub mod data;
 pub mod devices;
 pub mod error;
@@ -54,6 +55,8 @@ pub struct Grants {
     pub data: Vec<DataGrant>,
     /// Weights to load.
     pub weights: Option<PathBuf>,
+    /// The state that the task resumes from.
+    pub resume: Option<PathBuf>,
     /// The task's folder; none where nothing may be written.
     pub output: Option<PathBuf>,
     /// Threads for compute on the CPU and for reading data.
@@ -92,6 +95,7 @@ impl Grants {
             devices: Vec::new(),
             data: Vec::new(),
             weights: None,
+            resume: None,
             output: None,
             threads: 1,
             tf32: false,

@@ -36,9 +36,22 @@ impl model::Host for State {
     fn weights_metadata(&mut self) -> Result<Vec<(String, String)>> {
         Ok(data::weights::metadata(self.weights()?)?)
     }
+
+    fn resume_metadata(&mut self) -> Result<Vec<(String, String)>> {
+        Ok(data::weights::metadata(self.resumed()?)?)
+    }
 }
 
 impl State {
+    /// The file of the state that the user resumes from.
+    pub(super) fn resumed(&self) -> Result<&std::path::Path> {
+        let message = "this task resumes none that was interrupted";
+        self.grants
+            .resume
+            .as_deref()
+            .ok_or_else(|| HostError::new("resume.none", message))
+    }
+
     /// The file of the weights given by the user.
     pub(super) fn weights(&self) -> Result<&std::path::Path> {
         self.grants

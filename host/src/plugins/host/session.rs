@@ -1,12 +1,10 @@
 //! `model`: sessions. One call runs one training step; tensors never enter the plugin.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use compute::cpu::CpuBackend;
 use compute::cuda::{self, CudaBackend};
-use compute::graph::Role;
 use compute::schedule::ScheduleKind;
 use compute::{Backend, DType, HostTensor, Schedule};
 use wasmtime::component::Resource;
@@ -27,7 +25,7 @@ const LABELS: &str = "y";
 
 /// Plans open on a lease.
 pub struct Session {
-    session: Box<dyn compute::Session>,
+    pub(super) session: Box<dyn compute::Session>,
     plans: Vec<OpenPlan>,
     used_bytes: u64,
     held: Arc<Held>,
@@ -90,7 +88,7 @@ impl Session {
     }
 
     /// Does something on the device, and keeps the error that ends its use.
-    fn on_device<T>(
+    pub(super) fn on_device<T>(
         &mut self,
         work: impl FnOnce(&mut dyn compute::Session) -> std::result::Result<T, compute::Error>,
     ) -> Result<T> {
@@ -272,30 +270,11 @@ impl model::HostSession for State {
         name: String,
         metadata: Vec<(String, String)>,
     ) -> Result<()> {
-        let session = self.table.get_mut(&session)?;
-        let mut tensors = Vec::new();
-        let mut bytes: u64 = metadata
-            .iter()
-            .map(|(key, value)| (key.len() + value.len()) as u64)
-            .sum();
-        for parameter in session.session.parameters() {
-            if parameter.role == Role::OptimizerState {
-                continue;
-            }
-            let tensor = session.on_device(|session| session.download(&parameter.name))?;
-            bytes = bytes.saturating_add(tensor.bytes().len() as u64);
-            tensors.push((parameter.name, tensor));
-        }
-        let path = self.folder.checkpoint(&name, bytes)?;
-        data::weights::save(&path, &tensors, &metadata)?;
-        self.tell(FromWorker::Artifact {
-            name: format!("{name}.safetensors"),
-        });
-        Ok(())
+        self.write_weights(&session, &name, &metadata)
     }
 
     fn load(&mut self, session: Resource<Session>) -> Result<()> {
-        self.load_adapted(session, Vec::new()).map(|_| ())
+        self.read_weights(&session, &[]).map(|_| ())
     }
 
     fn load_adapted(
@@ -303,111 +282,26 @@ impl model::HostSession for State {
         session: Resource<Session>,
         options: Vec<(String, String)>,
     ) -> Result<Vec<String>> {
-        self.check_cancelled()?;
-        if let Some((name, _)) = options
-            .iter()
-            .find(|(name, _)| !matches!(&**name, "ignore" | "replace"))
-        {
-            let message = format!("`{name}` is not an option of loading; it has ignore, replace");
-            return Err(HostError::new("option.unknown", message));
-        }
-        let matches = |option: &str, fits: &dyn Fn(&str) -> bool| {
-            let mut given = options.iter().filter(|(name, _)| name == option);
-            given.any(|(_, value)| fits(value))
-        };
-        let mut weights = data::weights::load(self.weights()?)?;
-        weights
-            .tensors
-            .retain(|(name, _)| !matches("ignore", &|end| name.ends_with(end)));
-        let session = self.table.get_mut(&session)?;
-        let mut wanted: HashMap<String, Vec<usize>> = session
-            .session
-            .parameters()
-            .into_iter()
-            .filter(|parameter| parameter.role != Role::OptimizerState)
-            .map(|parameter| (parameter.name, parameter.shape))
-            .collect();
-        // What is replaced stays as it is where the file has nothing that fits.
-        let fits = |name: &str, shape: &[usize]| {
-            let mut given = weights.tensors.iter();
-            given.any(|(own, tensor)| own == name && tensor.shape() == shape)
-        };
-        let mut kept: Vec<String> = wanted
-            .iter()
-            .filter(|(name, shape)| {
-                matches("replace", &|start| name.starts_with(start)) && !fits(name, shape)
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        kept.sort();
-        wanted.retain(|name, _| !kept.contains(name));
-        weights.tensors.retain(|(name, _)| !kept.contains(name));
-        check_weights(&wanted, &weights.tensors)?;
-        for (name, tensor) in &weights.tensors {
-            session.on_device(|session| session.upload(name, tensor))?;
-        }
-        Ok(kept)
+        self.read_weights(&session, &options)
+    }
+
+    fn save_state(
+        &mut self,
+        session: Resource<Session>,
+        name: String,
+        metadata: Vec<(String, String)>,
+    ) -> Result<()> {
+        self.write_state(&session, &name, metadata)
+    }
+
+    fn load_state(&mut self, session: Resource<Session>) -> Result<()> {
+        self.read_state(&session)
     }
 
     fn drop(&mut self, session: Resource<Session>) -> wasmtime::Result<()> {
         self.table.delete(session)?;
         Ok(())
     }
-}
-
-/// Refuses weights that are not those of the session's parameters, and says how they differ.
-fn check_weights(
-    wanted: &HashMap<String, Vec<usize>>,
-    given: &[(String, HostTensor)],
-) -> Result<()> {
-    /// Names listed of each kind.
-    const LISTED: usize = 10;
-    let mut missing: Vec<String> = wanted
-        .keys()
-        .filter(|name| !given.iter().any(|(given, _)| given == *name))
-        .cloned()
-        .collect();
-    missing.sort();
-    let (mut unknown, mut misshaped) = (Vec::new(), Vec::new());
-    for (name, tensor) in given {
-        match wanted.get(name) {
-            None => unknown.push(name.clone()),
-            Some(shape) if shape != tensor.shape() || tensor.dtype() != DType::F32 => {
-                misshaped.push(format!(
-                    "{name} ({} {:?}, the model's is float32 {shape:?})",
-                    tensor.dtype(),
-                    tensor.shape()
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    let differences: Vec<String> = [
-        ("missing", missing),
-        ("unknown", unknown),
-        ("mis-shaped", misshaped),
-    ]
-    .into_iter()
-    .filter(|(_, names)| !names.is_empty())
-    .map(|(what, names)| {
-        let more = names.len().saturating_sub(LISTED);
-        let listed: Vec<_> = names.into_iter().take(LISTED).collect();
-        let rest = if more == 0 {
-            String::new()
-        } else {
-            format!(" and {more} more")
-        };
-        format!("{what}: {}{rest}", listed.join(", "))
-    })
-    .collect();
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let message = format!(
-        "the weights are not those of this model; {}",
-        differences.join("; ")
-    );
-    Err(HostError::new("weights.mismatch", message))
 }
 
 /// A schedule from the contract's words.
@@ -512,25 +406,5 @@ mod tests {
             Err(error) => panic!("{error:?}"),
         };
         assert!((schedule.rate(10) - 0.01).abs() < 1e-12);
-    }
-
-    #[test]
-    fn weights_of_another_model_are_refused_with_every_difference() {
-        let wanted = HashMap::from([
-            ("fc.weight".to_owned(), vec![2, 3]),
-            ("fc.bias".to_owned(), vec![2]),
-        ]);
-        let tensor = |shape: &[usize]| {
-            HostTensor::from_f32(shape, &vec![0.0; shape.iter().product()]).unwrap()
-        };
-        let given = vec![
-            ("fc.weight".to_owned(), tensor(&[3, 2])),
-            ("head".to_owned(), tensor(&[1])),
-        ];
-        let (code, message) = told(check_weights(&wanted, &given));
-        assert_eq!(code, "weights.mismatch");
-        for part in ["missing: fc.bias", "unknown: head", "mis-shaped: fc.weight"] {
-            assert!(message.contains(part), "{message}");
-        }
     }
 }

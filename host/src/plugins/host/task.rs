@@ -96,6 +96,13 @@ impl task::Host for State {
         Ok(())
     }
 
+    fn replace_artifact(&mut self, name: String, data: Vec<u8>) -> Result<()> {
+        if self.folder.replace(&name, &data)? {
+            self.tell(FromWorker::Artifact { name });
+        }
+        Ok(())
+    }
+
     fn cancelled(&mut self) -> wasmtime::Result<bool> {
         Ok(self.grants.cancelled.load(Ordering::Relaxed))
     }
