@@ -12,6 +12,8 @@ use crate::error::{Refusal, refuse};
 
 /// Float32 tensors of more elements are weights of their own; others are constants.
 const MOST_CONSTANT_ELEMENTS: usize = 64;
+/// What computing a value while a model is imported may take, in bytes.
+const MOST_KNOWN_BYTES: u64 = 256 << 20;
 
 /// A number as an attribute; JSON has no word for those that are not finite.
 pub(crate) fn number(x: f64) -> Json {
@@ -167,7 +169,8 @@ impl Graph {
         let Some(graph) = self.builder.closed(value) else {
             return refuse("a value that has to be known when the model is imported is not");
         };
-        let mut session = CpuBackend::new(1)?.open(vec![Plan::new(&graph, 1)?], u64::MAX)?;
+        let plan = Plan::new(&graph, 1)?;
+        let mut session = CpuBackend::new(1)?.open(vec![plan], MOST_KNOWN_BYTES)?;
         session.run(0, 1, &[], &AtomicBool::new(false))?;
         Ok(session.output(0, compute::graph::CLOSED_OUTPUT)?)
     }

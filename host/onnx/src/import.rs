@@ -379,7 +379,7 @@ mod tests {
 
     use super::*;
     use crate::proto::{
-        DimensionProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+        DimensionProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
     };
 
     fn value(name: &str, sizes: &[Option<i64>]) -> ValueInfoProto {
@@ -461,6 +461,88 @@ mod tests {
         for (mean, deviation) in [(&[0.5][..], &[1.0][..]), (&[0.5, 0.5], &[1.0, 0.0])] {
             assert!(relu.normalize(mean, deviation).is_err());
         }
+    }
+
+    /// Imports one operator of inputs of these sizes, with attributes that are integers.
+    fn operator(op: &str, inputs: &[&[i64]], attributes: &[(&str, &[i64])]) -> Result<(), String> {
+        let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
+        let attribute = |(name, numbers): &(&str, &[i64])| AttributeProto {
+            name: (*name).to_owned(),
+            i: numbers[0],
+            ints: numbers.to_vec(),
+            ..AttributeProto::default()
+        };
+        let node = NodeProto {
+            input: names.clone(),
+            output: vec!["y".to_owned()],
+            op_type: op.to_owned(),
+            attribute: attributes.iter().map(attribute).collect(),
+            ..NodeProto::default()
+        };
+        let input = |(name, sizes): (&String, &&[i64])| {
+            value(
+                name,
+                &sizes.iter().map(|&size| Some(size)).collect::<Vec<_>>(),
+            )
+        };
+        let graph = GraphProto {
+            node: vec![node],
+            input: names.iter().zip(inputs).map(input).collect(),
+            output: vec![value("y", &[])],
+            ..GraphProto::default()
+        };
+        let model = Model { graph, opset: 20 };
+        let imported = import(&model, &HashMap::new());
+        imported.map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sizes_that_would_take_all_memory_or_time_are_refused() {
+        let most = i64::MAX;
+        let refused = operator("Split", &[&[4, 3]], &[("num_outputs", &[most])]).unwrap_err();
+        assert!(refused.contains("parts of 4"), "{refused}");
+        let long: &[i64] = &[1, 1, 1 << 36, 1];
+        let refused = operator("Attention", &[&[1, 1, 1, 1], long, long], &[]).unwrap_err();
+        assert!(refused.contains("a sequence"), "{refused}");
+        let cut: &[i64] = &[i64::MIN, 0, i64::MIN, 0];
+        assert!(operator("Pad", &[&[4, 3]], &[("pads", cut)]).is_err());
+        let shape: &[i64] = &[i64::MIN, most];
+        let weight: &[i64] = &[1, 1, 3, 3];
+        let transposed = [("output_shape", shape)];
+        assert!(operator("ConvTranspose", &[&[1, 1, 4, 4], weight], &transposed).is_err());
+        // A window over far more than the image: quick, whatever its size.
+        let (side, pads): (i64, &[i64]) = ((1 << 20) - 1, &[(1 << 20) - 1; 2]);
+        let window = [("kernel_shape", &[side][..]), ("pads", pads)];
+        operator("AveragePool", &[&[1, 1, 1 << 20]], &window).unwrap();
+    }
+
+    #[test]
+    fn a_value_that_would_take_all_memory_is_not_computed() {
+        let known = |name: &str, numbers: &[i64]| TensorProto {
+            name: name.to_owned(),
+            data_type: 7,
+            dims: vec![numbers.len() as i64],
+            int64_data: numbers.to_vec(),
+            ..TensorProto::default()
+        };
+        let node = |op: &str, input: &[&str], output: &str| NodeProto {
+            op_type: op.to_owned(),
+            input: input.iter().map(|name| (*name).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            ..NodeProto::default()
+        };
+        let graph = GraphProto {
+            initializer: vec![known("size", &[1 << 36])],
+            input: vec![value("x", &[Some(2)])],
+            node: vec![
+                node("ConstantOfShape", &["size"], "zeros"),
+                node("Reshape", &["x", "zeros"], "y"),
+            ],
+            output: vec![value("y", &[])],
+        };
+        let model = Model { graph, opset: 20 };
+        let refused = import(&model, &HashMap::new()).unwrap_err().to_string();
+        assert!(refused.contains("bytes"), "{refused}");
     }
 
     #[test]

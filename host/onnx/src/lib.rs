@@ -17,4 +17,5 @@ mod tensor;
 pub use calls::{Call, apply};
 pub use error::Error;
 pub use import::{Imported, Model, Port, import};
+pub use operators::names as operators;
 pub use tensor::parse as parse_tensor;

@@ -37,7 +37,15 @@ fn repeated(n: &mut Node<'_>, x: Value, count: u64) -> Result<Value, Refusal> {
     n.graph.reshape(x, &[batch, heads * count, length, size])
 }
 
+/// The longest sequence.
+const MOST_PLACES: u64 = 1 << 20;
+
 fn iota(n: &mut Node<'_>, count: u64, shape: &[u64]) -> Result<Value, Refusal> {
+    if count > MOST_PLACES {
+        return refuse(format!(
+            "a sequence of {count}; at most {MOST_PLACES} are supported"
+        ));
+    }
     let numbers: Vec<i64> = (0..count as i64).collect();
     let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
     n.graph.constant(&HostTensor::from_i64(&shape, &numbers)?)

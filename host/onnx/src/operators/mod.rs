@@ -34,6 +34,11 @@ const FAMILIES: [Family; 9] = [
     (index::NAMES, index::convert),
 ];
 
+/// The names of all operators that are converted.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().flat_map(|(names, _)| *names).copied()
+}
+
 /// An operator's name, with its set where that is not ONNX's own.
 pub(crate) fn name(node: &NodeProto) -> String {
     match &*node.domain {
@@ -44,7 +49,7 @@ pub(crate) fn name(node: &NodeProto) -> String {
 
 pub(crate) fn is_supported(node: &NodeProto) -> bool {
     let name = name(node);
-    FAMILIES.iter().any(|(names, _)| names.contains(&&*name))
+    names().any(|known| known == name)
 }
 
 /// Adds an operator to the computation: its results.

@@ -50,6 +50,11 @@ fn sizes(values: &[i64]) -> Result<Vec<u64>, Refusal> {
     }
 }
 
+/// The number of elements of sizes, or as many as there can be.
+fn product<'a>(sizes: impl IntoIterator<Item = &'a u64>) -> u64 {
+    sizes.into_iter().fold(1, |n, &size| n.saturating_mul(size))
+}
+
 /// Sizes as they are known of an item; a size of 0 is one of an empty tensor.
 fn shape_of(n: &mut Node<'_>, i: usize) -> Result<Vec<u64>, Refusal> {
     match n.item(i)?.clone() {
@@ -100,8 +105,8 @@ fn reshape(n: &mut Node<'_>) -> Results {
     }
     // A tensor that is known stays so, and may be empty.
     if let Item::Known(tensor) = n.item(0)?.clone() {
-        let count = own.iter().product::<u64>();
-        let rest: u64 = wanted.iter().flatten().product();
+        let count = product(&own);
+        let rest = product(wanted.iter().flatten());
         let shape = wanted
             .iter()
             .map(|&size| size.unwrap_or(count / rest.max(1)) as usize);
@@ -109,12 +114,12 @@ fn reshape(n: &mut Node<'_>) -> Results {
         return known(moved?);
     }
     let batch = |list: &[u64]| list.iter().filter(|&&n| n == 0).count();
-    let product = |list: &mut dyn Iterator<Item = u64>| list.filter(|&n| n > 0).product::<u64>();
+    let known = |list: &[u64]| product(list.iter().filter(|&&n| n > 0));
     let given: Vec<u64> = wanted.iter().flatten().copied().collect();
     let rest = match (batch(&own), batch(&given)) {
         // The batch has to be what is left.
         (1, 0) => 0,
-        _ => product(&mut own.iter().copied()) / product(&mut given.iter().copied()).max(1),
+        _ => known(&own) / known(&given).max(1),
     };
     let x = n.x(0)?;
     let target: Vec<u64> = wanted
@@ -241,12 +246,18 @@ fn split(n: &mut Node<'_>) -> Results {
         Some(list) => sizes(&list)?,
         None => {
             let count = n.i("num_outputs", n.proto.output.len() as i64).max(1) as u64;
+            if count > own[axis] {
+                return refuse(format!("{count} parts of {}", own[axis]));
+            }
             let each = own[axis].div_ceil(count);
             let start = |i: u64| (i * each).min(own[axis]);
             (0..count).map(|i| start(i + 1) - start(i)).collect()
         }
     };
-    if sizes.iter().sum::<u64>() != own[axis] {
+    let sum = sizes
+        .iter()
+        .fold(0, |sum: u64, &size| sum.saturating_add(size));
+    if sum != own[axis] {
         return refuse(format!("{sizes:?} are not parts of {}", own[axis]));
     }
     let (mut parts, mut start) = (Vec::new(), 0);
@@ -345,7 +356,7 @@ fn pad(n: &mut Node<'_>) -> Results {
             before[axis].min(0).unsigned_abs(),
             after[axis].min(0).unsigned_abs(),
         );
-        if less + more > 0 {
+        if less > 0 || more > 0 {
             let size = n.graph.fixed(x)?[axis];
             x = n.graph.part(x, axis, (less, size.saturating_sub(more)))?;
         }
@@ -391,7 +402,7 @@ fn blocks(n: &mut Node<'_>, to_space: bool) -> Results {
             _ => [0, 1, 3, 5, 2, 4],
         };
         let sizes = [batch, channels, rows, block, columns, block];
-        let shape = [batch, channels * block * block, rows, columns];
+        let shape = [batch, product(&[channels, block, block]), rows, columns];
         (sizes, order, shape)
     };
     let y = n.graph.reshape(x, &sizes)?;
@@ -436,7 +447,11 @@ fn range(n: &Node<'_>) -> Results {
             None => return refuse("its ends are no numbers"),
         }
     }
-    let count = ((ends[1] - ends[0]) / ends[2]).ceil().clamp(0.0, 1e6) as usize;
+    let count = ((ends[1] - ends[0]) / ends[2]).ceil().max(0.0);
+    if count > 1e6 {
+        return refuse(format!("a range of {count} numbers"));
+    }
+    let count = count as usize;
     let at = |i: usize| ends[0] + i as f64 * ends[2];
     if n.graph.known(n.item(0)?)?.dtype() == DType::F32 {
         let values: Vec<f32> = (0..count).map(|i| at(i) as f32).collect();
@@ -509,6 +524,9 @@ pub(super) fn convert(n: &mut Node<'_>) -> Results {
                 Some(value) => tensor::read(value).or_else(|why| refuse(why.to_string()))?,
                 None => HostTensor::from_f32(&[1], &[0.0])?,
             };
+            if value.shape().iter().product::<usize>() != 1 {
+                return refuse("its value is not one element");
+            }
             if shape.contains(&0) {
                 let shape = shape.iter().map(|&n| n as usize).collect();
                 return known(HostTensor::new(value.dtype(), shape, Vec::new())?);

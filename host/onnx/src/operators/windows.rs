@@ -110,10 +110,12 @@ fn padded(n: &mut Node<'_>, x: Value, windows: &[Window], fill: f64) -> Result<V
 fn fold(n: &mut Node<'_>, x: Value, windows: &[Window], op: &str) -> Result<Value, Refusal> {
     let sizes = n.graph.sizes(x)?;
     let lead = sizes.len() - windows.len();
-    let count: u64 = windows.iter().map(|w| w.kernel).product();
-    if count > 1024 {
-        return refuse(format!("a window of {count} elements"));
-    }
+    let count = windows
+        .iter()
+        .try_fold(1, |count: u64, w| count.checked_mul(w.kernel));
+    let Some(count) = count.filter(|&count| count <= 1024) else {
+        return refuse("a window of more than 1024 elements");
+    };
     let mut total: Option<Value> = None;
     for place in 0..count {
         let mut rest = place;
@@ -177,9 +179,10 @@ fn counts(n: &mut Node<'_>, w: &[Window], with_pads: bool) -> Result<Value, Refu
         } else {
             (w.pads.0, w.pads.0 + w.size)
         };
+        // Elements start, start + dilation, … of a window from `low` to before `high`.
         let inside = |start: u64| {
-            let at = (0..w.kernel).map(|k| start + k * w.dilation);
-            at.filter(|&at| at >= low && at < high).count() as u64
+            let before = |end: u64| end.saturating_sub(start).div_ceil(w.dilation).min(w.kernel);
+            before(high) - before(low)
         };
         (0..w.results)
             .map(|i| inside(i * w.stride).max(1))
@@ -305,6 +308,9 @@ fn conv_transpose(n: &mut Node<'_>) -> Results {
         };
         let (before, length) = match given {
             Some(length) => {
+                if !(0..1 << 48).contains(&length) {
+                    return refuse("output_shape does not fit");
+                }
                 let total = all + extra[axis] - length;
                 let less = total.div_euclid(2);
                 let before = if auto == "SAME_LOWER" {
