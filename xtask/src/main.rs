@@ -1,5 +1,7 @@
-//! The project's chores: `cargo xtask demo`, `build`, `test [--full]`, `kernels [--check]`, `onnx`.
+//! The project's chores: `cargo xtask demo`, `build`, `test [--full]`, `kernels [--check]`, `onnx`,
+//! `fuzz [SECONDS]`.
 
+mod fuzz;
 mod kernels;
 mod onnx;
 
@@ -17,9 +19,17 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                  long tests
   kernels [--check]
                  the CUDA kernels' PTX and docs/kernels.md, with nvcc from PyPI; --check only compares
-  onnx           ONNX's own test cases, with its package from PyPI";
+  onnx           ONNX's own test cases, with its package from PyPI
+  fuzz [SECONDS] every fuzz target, 60 seconds in all or as many as said";
 
 fn main() -> ExitCode {
+    if let Some(arguments) = fuzz::as_compiler() {
+        return match fuzz::compile(&arguments) {
+            Ok(status) if status.success() => ExitCode::SUCCESS,
+            Ok(_) => ExitCode::FAILURE,
+            Err(error) => fail(&error),
+        };
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match &*arguments {
@@ -29,6 +39,13 @@ fn main() -> ExitCode {
         ["test", "--full"] => test(true),
         ["kernels"] => kernels::kernels(&root(), false),
         ["onnx"] => onnx::onnx(&root()),
+        ["fuzz"] => fuzz::fuzz(&root(), 60),
+        ["fuzz", seconds] => match seconds.parse() {
+            Ok(seconds) => fuzz::fuzz(&root(), seconds),
+            Err(error) => {
+                Err(error).with_context(|| format!("`{seconds}` is no number of seconds"))
+            }
+        },
         ["kernels", "--check"] => kernels::kernels(&root(), true),
         _ => {
             eprintln!("{USAGE}");
@@ -37,11 +54,13 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
 }
 
 fn root() -> PathBuf {
