@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_would_take_all_memory_or_time_are_refused() {
+    fn sizes_that_do_not_fit_or_take_all_memory_or_time_are_refused() {
         let most = i64::MAX;
         let refused = operator("Split", &[&[4, 3]], &[("num_outputs", &[most])]).unwrap_err();
         assert!(refused.contains("parts of 4"), "{refused}");
@@ -510,6 +510,8 @@ mod tests {
         let weight: &[i64] = &[1, 1, 3, 3];
         let transposed = [("output_shape", shape)];
         assert!(operator("ConvTranspose", &[&[1, 1, 4, 4], weight], &transposed).is_err());
+        let scattered = operator("ScatterElements", &[&[2, 3], &[], &[]], &[]);
+        assert!(scattered.unwrap_err().contains("only a part"));
         // A window over far more than the image: quick, whatever its size.
         let (side, pads): (i64, &[i64]) = ((1 << 20) - 1, &[(1 << 20) - 1; 2]);
         let window = [("kernel_shape", &[side][..]), ("pads", pads)];

@@ -155,7 +155,9 @@ fn scatter(n: &mut Node<'_>) -> Results {
     let axis = n.axis(n.i("axis", 0), sizes.len())?;
     let by = counted(n, by, sizes[axis])?;
     let mut own = n.graph.fixed(by)?;
-    own[axis] = sizes[axis];
+    if let Some(size) = own.get_mut(axis) {
+        *size = sizes[axis];
+    }
     if own != sizes {
         return refuse("indices that cover only a part of other axes are not supported");
     }
