@@ -97,6 +97,7 @@ impl Builder {
             inputs: inputs.to_vec(),
             dtype,
             shape,
+            origin: value,
         });
         Ok(value)
     }

@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) inputs: Vec<Value>,
     pub(crate) dtype: DType,
     pub(crate) shape: Shape,
+    /// The value of the graph as it was built that this one computes, which errors name.
+    pub(crate) origin: Value,
 }
 
 /// The output of a part of a graph that [`Graph::closed`] gives.
@@ -68,6 +70,12 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// Adds a node, whose inputs come before it.
+    pub(crate) fn push(&mut self, node: Node) -> Value {
+        self.nodes.push(node);
+        Value(self.nodes.len() as u32 - 1)
+    }
+
     pub(crate) fn node(&self, value: Value) -> &Node {
         &self.nodes[value.index()]
     }
@@ -102,10 +110,9 @@ impl Graph {
             .take(needed.len())
             .filter(|(i, _)| needed[*i])
         {
-            moved[i] = Value(part.nodes.len() as u32);
             let mut node = node.clone();
             node.inputs.iter_mut().for_each(|x| *x = moved[x.index()]);
-            part.nodes.push(node);
+            moved[i] = part.push(node);
         }
         part.outputs
             .push((CLOSED_OUTPUT.to_owned(), moved[value.index()]));

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use crate::builder::MAX_NODES;
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Graph, Leaf, Node, Value, Variable};
 use crate::ops::norm::LayerNorm;
 use crate::ops::{Op, conv};
+use crate::passes::epilogue::epilogues;
+use crate::passes::in_place::{root, taken};
 use crate::passes::memory::{ALIGNMENT, Lifetime, place};
-use crate::passes::reachable::reachable;
+use crate::passes::{dead, optimize, prologue};
 use crate::shape::Shape;
 
 /// Where a value lives.
@@ -26,6 +27,8 @@ pub(crate) enum Place {
     Variable(usize),
     /// The plan's constant of this number.
     Constant(usize),
+    /// At this offset of what the plan keeps between runs, in bytes.
+    Kept(u64),
 }
 
 /// A name, dtype and shape that a plan takes or gives.
@@ -45,73 +48,94 @@ pub struct Port {
 pub struct Plan {
     pub(crate) graph: Arc<Graph>,
     pub(crate) max_batch: u64,
-    /// The nodes that run, in order.
+    /// The nodes that run once after variables changed, in order.
+    pub(crate) prologue: Vec<Value>,
+    /// The nodes that run each time, in order.
     pub(crate) steps: Vec<Value>,
+    /// By a product or convolution, the step that may be applied to its result as parts of it are
+    /// finished.
+    pub(crate) epilogues: HashMap<Value, Value>,
     pub(crate) places: Vec<Place>,
     pub(crate) inputs: Vec<Port>,
     pub(crate) outputs: Vec<Port>,
     pub(crate) variables: Vec<(Variable, Shape)>,
     pub(crate) constants: Vec<Value>,
     pub(crate) arena_bytes: u64,
+    /// Of the prologue's results that steps or outputs use.
+    pub(crate) kept_bytes: u64,
     pub(crate) workspace_bytes: u64,
     pub(crate) trains: bool,
 }
 
 impl Plan {
-    /// Plans a graph for batches of up to `max_batch` samples; a smaller batch uses the same places.
-    /// Errors: `graph.empty`, `graph.limit`.
+    /// Plans a graph, after optimizing it, for batches of up to `max_batch` samples; a smaller batch
+    /// uses the same places. Errors: `graph.empty`, `graph.limit`.
     pub fn new(graph: &Graph, max_batch: u32) -> Result<Self, Error> {
+        Self::scheduled(optimize(graph), max_batch)
+    }
+
+    /// Plans a graph as it is, without a node that no output and no update needs.
+    pub(crate) fn scheduled(graph: Graph, max_batch: u32) -> Result<Self, Error> {
         let max_batch = u64::from(max_batch);
         if max_batch == 0 {
             return Err(Error::limit("a plan takes batches of at least one sample"));
         }
-        let live = reachable(graph);
+        let (fixed, trains) = (prologue::fixed(&graph), dead::trains(&graph));
         let mut plan = Self {
-            graph: Arc::new(graph.clone()),
             max_batch,
+            prologue: Vec::new(),
             steps: Vec::new(),
+            epilogues: HashMap::new(),
             places: vec![Place::Nowhere; graph.nodes.len()],
             inputs: Vec::new(),
             outputs: Vec::new(),
             variables: Vec::new(),
             constants: Vec::new(),
             arena_bytes: 0,
+            kept_bytes: 0,
             workspace_bytes: 0,
-            trains: false,
+            trains,
+            graph: Arc::new(graph),
         };
-        let values = || (0..graph.nodes.len().min(MAX_NODES)).map(|i| Value(i as u32));
-        let runs = |v: &Value| {
-            let node = graph.node(*v);
-            live[v.index()] && !matches!(node.op, Op::Leaf(_) | Op::Reshape)
-        };
+        let graph = Arc::clone(&plan.graph);
+        let runs = |v: &Value| !matches!(graph.node(*v).op, Op::Leaf(_) | Op::Reshape);
+        let all = (0..graph.nodes.len()).map(|i| Value(i as u32)).filter(runs);
+        let (prologue, steps): (Vec<Value>, Vec<Value>) = all.partition(|v| fixed[v.index()]);
         // Updates come last, so that nothing sees a variable change during a run.
-        plan.steps = values()
-            .filter(|v| runs(v) && !graph.node(*v).op.is_update())
-            .collect();
-        plan.steps
-            .extend(values().filter(|v| runs(v) && graph.node(*v).op.is_update()));
+        let (updates, steps): (Vec<Value>, Vec<Value>) = steps
+            .into_iter()
+            .partition(|v| graph.node(*v).op.is_update());
+        plan.prologue = prologue;
+        plan.steps = [steps, updates].concat();
         if plan.steps.is_empty() && graph.outputs.is_empty() {
             return Err(Error::new(
                 "graph.empty",
                 "the graph has no output and no optimizer step",
             ));
         }
-        plan.trains = plan
-            .steps
-            .iter()
-            .any(|v| matches!(graph.node(*v).op, Op::Optimize(_)));
-        plan.place_leaves(&live);
-        plan.place_results(&live)?;
+        plan.place_leaves();
+        plan.place_results()?;
         plan.outputs = graph
             .outputs
             .iter()
             .map(|(name, v)| plan.port(name, *v))
             .collect();
-        for &step in &plan.steps {
-            let bytes = workspace_bytes(graph, graph.node(step), max_batch)?;
+        let steps: Vec<Value> = plan.all_steps().collect();
+        for step in steps {
+            let bytes = workspace_bytes(&graph, graph.node(step), max_batch)?;
             plan.workspace_bytes = plan.workspace_bytes.max(bytes);
         }
         Ok(plan)
+    }
+
+    /// The nodes of the prologue, then those of a run.
+    pub(crate) fn all_steps(&self) -> impl Iterator<Item = Value> {
+        self.prologue.iter().chain(&self.steps).copied()
+    }
+
+    /// The value of the graph as it was built that a value computes.
+    pub(crate) fn origin(&self, value: Value) -> Value {
+        self.graph.node(value).origin
     }
 
     fn port(&self, name: &str, value: Value) -> Port {
@@ -124,9 +148,9 @@ impl Plan {
         }
     }
 
-    fn place_leaves(&mut self, live: &[bool]) {
+    fn place_leaves(&mut self) {
         let graph = Arc::clone(&self.graph);
-        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| live[*i]) {
+        for (i, node) in graph.nodes.iter().enumerate() {
             let value = Value(i as u32);
             match &node.op {
                 Op::Leaf(Leaf::Variable(variable)) => {
@@ -146,31 +170,70 @@ impl Plan {
         }
     }
 
-    fn place_results(&mut self, live: &[bool]) -> Result<(), Error> {
+    fn place_results(&mut self) -> Result<(), Error> {
         let graph = Arc::clone(&self.graph);
-        // Inputs are written at time 0, step i at time i + 1; outputs stay to the end.
-        let end = self.steps.len() + 1;
+        // The prologue's steps come at times from 1 on, then the inputs are written, then the steps
+        // follow; outputs stay to the end.
+        let fed = self.prologue.len() + 1;
+        let end = fed + self.steps.len() + 1;
+        let timed = |first: usize, steps: &[Value]| -> Vec<(Value, usize)> {
+            steps.iter().copied().zip(first..).collect()
+        };
+        let (prologue, steps) = (timed(1, &self.prologue), timed(fed + 1, &self.steps));
         let mut last = vec![0; graph.nodes.len()];
-        for (time, step) in (1..).zip(&self.steps) {
-            for input in &graph.node(*step).inputs {
-                last[root(&graph, *input).index()] = time;
+        for (step, time) in prologue.iter().chain(&steps) {
+            for input in reads(graph.node(*step)) {
+                last[root(&graph, *input).index()] = *time;
             }
         }
         for (_, value) in &graph.outputs {
             last[root(&graph, *value).index()] = end;
         }
-        let inputs = self.inputs.iter().map(|p| (p.value, 0));
-        let results = (1..).zip(&self.steps).map(|(time, v)| (*v, time));
-        let buffers: Vec<(Value, usize)> = inputs
-            .chain(results.filter(|(v, _)| !graph.node(*v).op.is_update()))
-            .collect();
+        let mut buffers: Vec<(Value, usize)> = Vec::new();
+        for &(value, time) in &prologue {
+            if last[value.index()] > fed {
+                self.places[value.index()] = Place::Kept(self.kept_bytes);
+                let bytes = self.bytes(value, self.max_batch)?;
+                self.kept_bytes += bytes.next_multiple_of(ALIGNMENT);
+            } else {
+                buffers.push((value, time));
+            }
+        }
+        buffers.extend(self.inputs.iter().map(|port| (port.value, fed)));
+        // Of a result in place, the value whose buffer it takes.
+        let mut home: Vec<Value> = (0..graph.nodes.len() as u32).map(Value).collect();
+        let mut in_place: HashMap<Value, Value> = HashMap::new();
+        for &(value, time) in &steps {
+            let node = graph.node(value);
+            if node.op.is_update() {
+                continue;
+            }
+            let in_arena = |v: Value| match graph.node(v).op {
+                Op::Leaf(Leaf::Input(_)) => true,
+                Op::Leaf(_) => false,
+                _ => self.places[v.index()] == Place::Nowhere,
+            };
+            match taken(&graph, node, |v| in_arena(v) && last[v.index()] == time) {
+                Some(operand) => {
+                    home[value.index()] = home[operand.index()];
+                    in_place.insert(value, operand);
+                }
+                None => buffers.push((value, time)),
+            }
+        }
+        self.epilogues = epilogues(&graph, &self.steps, &in_place);
+        // A buffer is of use as long as the last value in it.
+        let mut end_of = last.clone();
+        for (i, own) in home.iter().enumerate() {
+            end_of[own.index()] = end_of[own.index()].max(last[i]);
+        }
         let mut lifetimes = Vec::with_capacity(buffers.len());
         for &(value, first) in &buffers {
-            let bytes = self.bytes(value, self.max_batch).map_err(|e| e.at(value))?;
+            let bytes = self.bytes(value, self.max_batch);
             lifetimes.push(Lifetime {
-                bytes,
+                bytes: bytes.map_err(|e| e.at(self.origin(value)))?,
                 first,
-                last: last[value.index()].max(first),
+                last: end_of[value.index()].max(first),
             });
         }
         let (offsets, arena) = place(&lifetimes);
@@ -178,8 +241,12 @@ impl Plan {
         for ((value, _), offset) in buffers.iter().zip(offsets) {
             self.places[value.index()] = Place::Arena(offset);
         }
+        for (value, _) in &steps {
+            let own = home[value.index()];
+            self.places[value.index()] = self.places[own.index()];
+        }
         for (i, node) in graph.nodes.iter().enumerate() {
-            if live[i] && node.op == Op::Reshape {
+            if node.op == Op::Reshape {
                 self.places[i] = self.places[root(&graph, Value(i as u32)).index()];
             }
         }
@@ -231,14 +298,18 @@ impl Plan {
     /// The plan as text, one line a step: value, operator, shapes, offset in bytes.
     pub fn describe(&self) -> String {
         let mut text = format!(
-            "batch up to {}; arena {} bytes, workspace {} bytes, peak {} bytes\n",
+            "batch up to {}; arena {} bytes, kept {} bytes, workspace {} bytes, peak {} bytes\n",
             self.max_batch,
             self.arena_bytes,
+            self.kept_bytes,
             self.workspace_bytes,
             self.peak_bytes()
         );
-        for &step in &self.steps {
+        for (number, step) in self.all_steps().enumerate() {
             let node = self.graph.node(step);
+            if number < self.prologue.len() {
+                text.push_str("once: ");
+            }
             let inputs: Vec<String> = node.inputs.iter().map(|v| format!("%{}", v.0)).collect();
             let _ = writeln!(
                 text,
@@ -250,17 +321,21 @@ impl Plan {
                 node.shape,
                 self.places[step.index()]
             );
+            if let Some(epilogue) = self.epilogues.get(&step) {
+                let _ = writeln!(text, "    as it is finished: %{}", epilogue.0);
+            }
         }
         text
     }
 }
 
-/// The value whose buffer a chain of reshapes shows.
-fn root(graph: &Graph, mut value: Value) -> Value {
-    while graph.node(value).op == Op::Reshape {
-        value = graph.node(value).inputs[0];
+/// The operands whose elements a node's kernel reads: of what running statistics are of, it takes the
+/// shape.
+fn reads(node: &Node) -> &[Value] {
+    match node.op {
+        Op::UpdateRunning { .. } => &node.inputs[..3],
+        _ => &node.inputs,
     }
-    value
 }
 
 /// Bytes of workspace that a node's kernel takes at a batch size.
@@ -294,7 +369,7 @@ fn workspace_bytes(graph: &Graph, node: &Node, batch: u64) -> Result<u64, Error>
 }
 
 /// The memory that one session of these plans takes, in bytes: variables of the same name once,
-/// constants, one arena and one workspace of the largest size, as only one plan runs at a time.
+/// constants, what each plan keeps, one arena and one workspace of the largest size, as only one plan runs at a time.
 pub fn peak_bytes_of(plans: &[&Plan]) -> u64 {
     let mut variables: HashMap<&str, u64> = HashMap::new();
     for (variable, shape) in plans.iter().flat_map(|p| &p.variables) {
@@ -312,9 +387,11 @@ pub fn peak_bytes_of(plans: &[&Plan]) -> u64 {
         p.constants.iter().map(bytes)
     });
     let largest = |f: fn(&Plan) -> u64| plans.iter().map(|p| f(p)).max().unwrap_or(0);
+    let kept = plans.iter().map(|plan| plan.kept_bytes);
     variables
         .into_values()
         .chain(constants)
+        .chain(kept)
         .chain([largest(|p| p.arena_bytes), largest(|p| p.workspace_bytes)])
         .fold(0, u64::saturating_add)
 }

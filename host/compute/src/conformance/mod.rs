@@ -12,6 +12,7 @@
 mod cases;
 #[path = "../../tests/emulator/mod.rs"]
 mod emulator;
+mod programs;
 mod reference;
 
 use std::collections::{HashMap, HashSet};
@@ -342,9 +343,10 @@ fn on_gpus() -> impl Iterator<Item = Built> {
     (0..6).flat_map(rows)
 }
 
-/// The plans of these graphs.
+/// The plans of these graphs, and those of programs.
 pub(crate) fn plans_on_gpus() -> impl Iterator<Item = Plan> {
-    on_gpus().map(|built| Plan::new(&built.graph, built.case.batch as u32).unwrap())
+    let plan = |built: Built| Plan::new(&built.graph, built.case.batch as u32).unwrap();
+    on_gpus().map(plan).chain(programs::plans())
 }
 
 #[test]

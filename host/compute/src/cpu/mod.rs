@@ -6,6 +6,8 @@
 mod chunks;
 mod conv;
 mod elementwise;
+mod functions;
+mod fused;
 mod index;
 mod layer_norm;
 mod loss;

@@ -91,6 +91,20 @@ fn each_plane(
     });
 }
 
+/// What x is multiplied by and what is added: r·scale and bias − mean·r·scale.
+fn coefficient(scale: &[f32], bias: &[f32], statistics: &[f32], channel: usize) -> (f32, f32) {
+    let factor = statistics[scale.len() + channel] * scale[channel];
+    (factor, bias[channel] - statistics[channel] * factor)
+}
+
+/// `[2, channels]`: those of every channel.
+pub(crate) fn coefficients(scale: &[f32], bias: &[f32], statistics: &[f32], out: &mut [f32]) {
+    let (factors, offsets) = out.split_at_mut(scale.len());
+    for (channel, (factor, offset)) in factors.iter_mut().zip(offsets).enumerate() {
+        (*factor, *offset) = coefficient(scale, bias, statistics, channel);
+    }
+}
+
 /// (x − mean)·r·scale + bias.
 pub(crate) fn batch_norm(
     workers: Workers<'_>,
@@ -101,10 +115,8 @@ pub(crate) fn batch_norm(
     statistics: &[f32],
     out: &mut [f32],
 ) {
-    let channels = shape[1];
     each_plane(workers, shape, out, |channel, range, out| {
-        let factor = statistics[channels + channel] * scale[channel];
-        let offset = bias[channel] - statistics[channel] * factor;
+        let (factor, offset) = coefficient(scale, bias, statistics, channel);
         out.iter_mut()
             .zip(&x[range])
             .for_each(|(y, &x)| *y = factor * x + offset);
@@ -139,7 +151,7 @@ pub(crate) fn parameter_gradient(
     });
 }
 
-/// scale·r·(dy − (dbias + x̂·dscale)/count).
+/// scale·r·(dy − (dbias + x̂·dscale)/count); without dy, `out` holds it.
 #[allow(
     clippy::too_many_arguments,
     reason = "the operator's operands, one each"
@@ -147,7 +159,7 @@ pub(crate) fn parameter_gradient(
 pub(crate) fn train_gradient(
     workers: Workers<'_>,
     shape: &[usize],
-    dy: &[f32],
+    dy: Option<&[f32]>,
     scale: &[f32],
     statistics: &[f32],
     x: &[f32],
@@ -161,10 +173,12 @@ pub(crate) fn train_gradient(
         let factor = scale[channel] * r;
         let slope = factor * r * parameters[channel] / count;
         let offset = factor * parameters[channels + channel] / count - slope * mean;
-        let pairs = dy[range.clone()].iter().zip(&x[range]);
+        if let Some(dy) = dy {
+            out.copy_from_slice(&dy[range.clone()]);
+        }
         out.iter_mut()
-            .zip(pairs)
-            .for_each(|(y, (&dy, &x))| *y = factor * dy - slope * x - offset);
+            .zip(&x[range])
+            .for_each(|(y, &x)| *y = factor * *y - slope * x - offset);
     });
 }
 

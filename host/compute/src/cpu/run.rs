@@ -2,17 +2,18 @@
 
 use bytemuck::Pod;
 
-use super::chunks::Workers;
+use super::chunks::{CHUNK, Workers};
 use super::session::{Line, Opened};
 use super::{
-    conv, elementwise, index, layer_norm, loss, matmul, movement, norm, optimizer, pool, random,
-    reduce, resample, signal, softmax,
+    conv, elementwise, fused, index, layer_norm, loss, matmul, movement, norm, optimizer, pool,
+    random, reduce, resample, signal, softmax,
 };
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Node, Value};
 use crate::ops::Op;
 use crate::ops::conv::Geometry;
+use crate::ops::fused::Program;
 use crate::ops::optimizer::Optimizer;
 use crate::passes::memory::ALIGNMENT;
 use crate::plan::Place;
@@ -26,20 +27,62 @@ pub(super) struct Run<'a> {
     pub(super) step: u64,
     pub(super) variables: &'a mut [Vec<f32>],
     pub(super) arena: &'a mut [Line],
+    /// What the plan keeps between runs.
+    pub(super) kept: &'a mut [Line],
     pub(super) workspace: &'a mut [f32],
     pub(super) transforms: &'a signal::Transforms,
+}
+
+/// Lines of memory with a part in their middle taken out.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    before: &'a [Line],
+    after: &'a [Line],
+    /// The line at which `after` starts.
+    after_start: usize,
+}
+
+impl<'a> Around<'a> {
+    /// All of some memory.
+    fn nothing(lines: &'a [Line]) -> Self {
+        Self {
+            before: lines,
+            after: &[],
+            after_start: lines.len(),
+        }
+    }
+
+    /// So many lines from the first one on, and what is around them.
+    fn split(lines: &'a mut [Line], first: usize, count: usize) -> (&'a mut [Line], Self) {
+        let (before, rest) = lines.split_at_mut(first);
+        let (part, after) = rest.split_at_mut(count);
+        let around = Self {
+            before,
+            after,
+            after_start: first + count,
+        };
+        (part, around)
+    }
+
+    fn bytes(&self, offset: u64, count: usize) -> &'a [u8] {
+        let line = (offset / ALIGNMENT) as usize;
+        let (part, line) = match line.checked_sub(self.after_start) {
+            Some(line) => (self.after, line),
+            None => (self.before, line),
+        };
+        &bytemuck::cast_slice(&part[line..])[..count]
+    }
 }
 
 /// What a kernel reads: everything but its result.
 struct Operands<'a> {
     opened: &'a Opened,
+    /// Where that goes.
+    result: Place,
     batch: usize,
     variables: &'a [Vec<f32>],
-    /// The arena before and after the result.
-    before: &'a [Line],
-    after: &'a [Line],
-    /// The line at which `after` starts.
-    after_start: usize,
+    arena: Around<'a>,
+    kept: Around<'a>,
 }
 
 impl<'a> Operands<'a> {
@@ -51,16 +94,37 @@ impl<'a> Operands<'a> {
             Place::Nowhere => &[],
             Place::Variable(i) => bytemuck::cast_slice(&self.variables[self.opened.variables[i]]),
             Place::Constant(i) => &bytemuck::cast_slice(&self.opened.constants[i])[..bytes],
-            Place::Arena(offset) => {
-                let line = (offset / ALIGNMENT) as usize;
-                let (part, line) = match line.checked_sub(self.after_start) {
-                    Some(line) => (self.after, line),
-                    None => (self.before, line),
-                };
-                &bytemuck::cast_slice(&part[line..])[..bytes]
-            }
+            Place::Arena(offset) => self.arena.bytes(offset, bytes),
+            Place::Kept(offset) => self.kept.bytes(offset, bytes),
         };
         bytemuck::cast_slice(bytes)
+    }
+
+    /// The program of a node, or `own` where its operator is one, on its operands.
+    fn machine(&self, node: &'a Node, own: Option<&'a Program>) -> Option<fused::Machine<'a>> {
+        let program = match &node.op {
+            Op::Fused(program) => program,
+            _ => own?,
+        };
+        let sources: Vec<_> = node.inputs.iter().map(|&x| self.elements(x)).collect();
+        let shape = node.shape.at(self.batch);
+        Some(fused::Machine::new(program, &sources, self.batch, &shape))
+    }
+
+    /// Whether the result takes a value's memory.
+    fn is_result(&self, value: Value) -> bool {
+        self.opened.plan.places[value.index()] == self.result
+    }
+
+    /// The elements of a value that a program reads, which may be where the result goes.
+    fn elements(&self, value: Value) -> fused::Elements<'a> {
+        if self.is_result(value) {
+            return fused::Elements::Own;
+        }
+        match self.node(value).dtype {
+            DType::F32 => fused::Elements::Floats(self.get(value)),
+            _ => fused::Elements::Bytes(self.get(value)),
+        }
     }
 
     fn node(&self, value: Value) -> &'a Node {
@@ -76,26 +140,49 @@ impl Run<'_> {
     /// Runs the kernel of a node that has a result.
     pub(super) fn compute(&mut self, value: Value, node: &Node) -> Result<(), Error> {
         let plan = &self.opened.plan;
-        let Place::Arena(offset) = plan.places[value.index()] else {
-            return Ok(());
-        };
         let bytes = plan.bytes(value, self.batch as u64)?;
-        let (first, count) = (
-            (offset / ALIGNMENT) as usize,
-            bytes.div_ceil(ALIGNMENT) as usize,
-        );
-        let (before, rest) = self.arena.split_at_mut(first);
-        let (out, after) = rest.split_at_mut(count);
+        let lines = |offset: u64| (offset / ALIGNMENT) as usize;
+        let count = lines(bytes.next_multiple_of(ALIGNMENT));
+        let place = plan.places[value.index()];
+        let (out, arena, kept) = match place {
+            Place::Arena(offset) => {
+                let (out, arena) = Around::split(self.arena, lines(offset), count);
+                (out, arena, Around::nothing(self.kept))
+            }
+            Place::Kept(offset) => {
+                let (out, kept) = Around::split(self.kept, lines(offset), count);
+                (out, Around::nothing(self.arena), kept)
+            }
+            Place::Nowhere | Place::Variable(_) | Place::Constant(_) => return Ok(()),
+        };
         let operands = Operands {
             opened: self.opened,
+            result: place,
             batch: self.batch,
             variables: self.variables,
-            before,
-            after,
-            after_start: first + count,
+            arena,
+            kept,
         };
         let out = &mut bytemuck::cast_slice_mut(out)[..bytes as usize];
         let workers = self.workers;
+        let own = Program::of(&plan.graph, node);
+        if let Some(machine) = operands.machine(node, own.as_ref()) {
+            if node.dtype == DType::F32 {
+                fused::floats(workers, &machine, bytemuck::cast_slice_mut(out));
+            } else {
+                fused::truths(workers, &machine, out);
+            }
+            return Ok(());
+        }
+        // What is made in this result's place while parts of it are finished.
+        let epilogue = plan.epilogues.get(&value).map(|v| plan.graph.node(*v));
+        let own = epilogue.and_then(|node| Program::of(&plan.graph, node));
+        let epilogue = epilogue.and_then(|node| operands.machine(node, own.as_ref()));
+        let finish = |first: usize, part: &mut [f32]| {
+            if let Some(machine) = &epilogue {
+                machine.run(first, part);
+            }
+        };
         let moved = match node.dtype.size_bytes() {
             4 => moving_kernel::<f32>(workers, node, &operands, bytemuck::cast_slice_mut(out))?,
             8 => moving_kernel::<i64>(workers, node, &operands, bytemuck::cast_slice_mut(out))?,
@@ -110,6 +197,7 @@ impl Run<'_> {
                 bytemuck::cast_slice_mut(out),
                 self.workspace,
                 self.transforms,
+                &finish,
             ),
             _ => {
                 other_kernel(workers, node, &operands, out);
@@ -122,11 +210,11 @@ impl Run<'_> {
     fn copy(&self, value: Value) -> Vec<f32> {
         let operands = Operands {
             opened: self.opened,
+            result: Place::Nowhere,
             batch: self.batch,
             variables: self.variables,
-            before: self.arena,
-            after: &[],
-            after_start: self.arena.len(),
+            arena: Around::nothing(self.arena),
+            kept: Around::nothing(self.kept),
         };
         operands.get(value).to_vec()
     }
@@ -156,11 +244,11 @@ impl Run<'_> {
             .collect();
         let operands = Operands {
             opened: self.opened,
+            result: Place::Nowhere,
             batch: self.batch,
             variables: self.variables,
-            before: self.arena,
-            after: &[],
-            after_start: self.arena.len(),
+            arena: Around::nothing(self.arena),
+            kept: Around::nothing(self.kept),
         };
         let gradient = copied.as_deref().unwrap_or_else(|| operands.get(gradient));
         optimizer::update(
@@ -271,7 +359,8 @@ fn moving_kernel<T: Element>(
     Ok(true)
 }
 
-/// Computes a float32 result; `step` is the number of the optimizer step.
+/// Computes a float32 result; `step` is the number of the optimizer step. Products and convolutions
+/// call `finish` once with every part of their results: the number of its first element, and it.
 fn float_kernel(
     (workers, step): (Workers<'_>, u64),
     node: &Node,
@@ -279,34 +368,15 @@ fn float_kernel(
     out: &mut [f32],
     workspace: &mut [f32],
     transforms: &signal::Transforms,
+    finish: &(dyn Fn(usize, &mut [f32]) + Sync),
 ) -> Result<(), Error> {
     let x = &node.inputs;
     let get = |i: usize| operands.get::<f32>(x[i]);
     let shape = |i: usize| operands.shape(x[i]);
     let own = node.shape.at(operands.batch);
     match &node.op {
-        Op::Unary(kind) => elementwise::unary(workers, *kind, get(0), out),
-        Op::UnaryGradient(kind) => elementwise::unary_gradient(workers, *kind, get(0), get(1), out),
-        Op::Binary(kind) => {
-            let (a, b) = ((get(0), &*shape(0)), (get(1), &*shape(1)));
-            elementwise::binary(workers, *kind, a, b, (out, &own));
-        }
-        Op::ExtremumGradient { maximum } => {
-            let (a, b) = ((get(0), &*shape(0)), (get(1), &*shape(1)));
-            elementwise::extremum_gradient(workers, *maximum, a, b, get(2), (out, &own));
-        }
-        Op::DivideBy(count) => {
-            let factor = 1.0 / count.at(operands.batch as u64) as f32;
-            elementwise::map(workers, get(0), out, |x| x * factor);
-        }
-        Op::Cast => match operands.node(x[0]).dtype {
-            DType::I64 => elementwise::convert(workers, operands.get(x[0]), out, |x: i64| x as f32),
-            DType::Bool => {
-                elementwise::convert(workers, operands.get(x[0]), out, |x: u8| f32::from(x != 0));
-            }
-            DType::U8 => elementwise::convert(workers, operands.get::<u8>(x[0]), out, f32::from),
-            _ => out.copy_from_slice(get(0)),
-        },
+        // From int64; others are programs.
+        Op::Cast => elementwise::convert(workers, operands.get(x[0]), out, |x: i64| x as f32),
         Op::ScatterAdd { axis } => {
             let ((size, inner), count) = (along(&own, *axis), shape(1)[*axis]);
             let by = operands.get(x[1]);
@@ -357,11 +427,13 @@ fn float_kernel(
             if x.len() > 2 {
                 elementwise::add_rows(workers, get(2), out);
             }
+            finish_all(workers, out, finish);
         }
         Op::Conv2d(c) => {
             let g = geometry(c, &shape(0), &shape(1))?;
             let bias = (x.len() > 2).then(|| get(2));
             conv::forward(workers, &g, get(0), get(1), bias, out, workspace);
+            finish_all(workers, out, finish);
         }
         Op::Conv2dInputGradient(c) => {
             let g = geometry(c, &own, &shape(1))?;
@@ -388,7 +460,8 @@ fn float_kernel(
             norm::parameter_gradient(workers, get(0), &shape(0), get(1), get(2), out);
         }
         Op::BatchNormTrainGradient => {
-            norm::train_gradient(workers, &own, get(0), get(1), get(2), get(3), get(4), out);
+            let dy = (!operands.is_result(x[0])).then(|| get(0));
+            norm::train_gradient(workers, &own, dy, get(1), get(2), get(3), get(4), out);
         }
         Op::BatchNormEvalGradient => {
             norm::eval_gradient(workers, &own, get(0), get(1), get(2), out);
@@ -414,8 +487,15 @@ fn float_kernel(
                 transform.gradient(workers, stft.hop as usize, get(0), get(1), own[1], out);
             }
         }
+        Op::BatchNormCoefficients => norm::coefficients(get(0), get(1), get(2), out),
         Op::Leaf(_)
         | Op::Reshape
+        | Op::Unary(_)
+        | Op::UnaryGradient(_)
+        | Op::Binary(_)
+        | Op::ExtremumGradient { .. }
+        | Op::DivideBy(_)
+        | Op::Fused(_)
         | Op::Compare(_)
         | Op::Logic(_)
         | Op::Argmax { .. }
@@ -435,6 +515,11 @@ fn float_kernel(
     Ok(())
 }
 
+/// Calls `finish` with all of a result, in parts that fit into the cache.
+fn finish_all(workers: Workers<'_>, out: &mut [f32], finish: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    workers.chunks(out, CHUNK, |i, part| finish(i * CHUNK, part));
+}
+
 fn geometry(
     c: &crate::ops::conv::Conv2d,
     x: &[usize],
@@ -448,7 +533,7 @@ fn last(shape: &[usize]) -> usize {
     shape.last().copied().unwrap_or(1)
 }
 
-/// Computes an int64 or boolean result.
+/// Computes an int64 result, or a boolean one of int64 operands.
 fn other_kernel(workers: Workers<'_>, node: &Node, operands: &Operands<'_>, out: &mut [u8]) {
     let x = &node.inputs;
     let own = node.shape.at(operands.batch);
@@ -456,27 +541,8 @@ fn other_kernel(workers: Workers<'_>, node: &Node, operands: &Operands<'_>, out:
     match (&node.op, node.dtype) {
         (Op::Compare(kind), _) => {
             let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
-            macro_rules! compare {
-                ($T:ty) => {
-                    elementwise::compare(
-                        workers,
-                        *kind,
-                        (operands.get::<$T>(x[0]), &*a),
-                        (operands.get::<$T>(x[1]), &*b),
-                        (out, &own),
-                    )
-                };
-            }
-            match from {
-                DType::F32 => compare!(f32),
-                DType::I64 => compare!(i64),
-                _ => compare!(u8),
-            }
-        }
-        (Op::Logic(kind), _) => {
-            let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
             let (a, b) = ((operands.get(x[0]), &*a), (operands.get(x[1]), &*b));
-            elementwise::logic(workers, *kind, a, b, (out, &own));
+            elementwise::compare(workers, *kind, a, b, (out, &own));
         }
         (Op::Binary(kind), DType::I64) => {
             let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));
@@ -507,20 +573,10 @@ fn other_kernel(workers: Workers<'_>, node: &Node, operands: &Operands<'_>, out:
                 _ => elementwise::convert(workers, bytes(), out, |x| i64::from(x != 0)),
             }
         }
-        (Op::Cast, _) => match from {
-            DType::F32 => {
-                let x = operands.get(x[0]);
-                elementwise::convert(workers, x, out, |x: f32| u8::from(x != 0.0));
-            }
-            DType::I64 => {
-                let x = operands.get(x[0]);
-                elementwise::convert(workers, x, out, |x: i64| u8::from(x != 0));
-            }
-            _ => {
-                let x = operands.get(x[0]);
-                elementwise::convert(workers, x, out, |x: u8| u8::from(x != 0));
-            }
-        },
+        (Op::Cast, _) => {
+            let x = operands.get(x[0]);
+            elementwise::convert(workers, x, out, |x: i64| u8::from(x != 0));
+        }
         _ => {}
     }
 }

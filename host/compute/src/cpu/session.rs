@@ -1,6 +1,6 @@
 //! A session on the processor: variables, one arena, and the run of a plan.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -37,6 +37,8 @@ pub(super) struct Opened {
     /// The session's variable for each of the plan's.
     pub(super) variables: Vec<usize>,
     pub(super) constants: Vec<Vec<Line>>,
+    /// What the variables had changed so often when the prologue ran last.
+    prepared: Option<u64>,
 }
 
 pub(super) struct CpuSession {
@@ -46,6 +48,10 @@ pub(super) struct CpuSession {
     values: Vec<Vec<f32>>,
     sums: Sums,
     arena: Vec<Line>,
+    /// What each plan keeps between runs.
+    kept: Vec<Vec<Line>>,
+    /// How often variables have changed.
+    changes: u64,
     workspace: Vec<f32>,
     transforms: signal::Transforms,
     schedule: Schedule,
@@ -64,6 +70,8 @@ impl CpuSession {
             pool,
             arena: lines(largest(|plan| plan.arena_bytes)),
             workspace: vec![0.0; (largest(|plan| plan.workspace_bytes) / 4) as usize],
+            kept: plans.iter().map(|plan| lines(plan.kept_bytes)).collect(),
+            changes: 0,
             plans: Vec::new(),
             variables: Variables::new(&plans)?,
             values: Vec::new(),
@@ -89,7 +97,7 @@ impl CpuSession {
                     _ => Vec::new(),
                 });
             let constants = constants.collect();
-            for &step in &plan.steps {
+            for step in plan.all_steps() {
                 if let Op::StftPower(stft) | Op::StftPowerGradient(stft) = &plan.graph.node(step).op
                 {
                     let transform = || signal::Transform::new(stft);
@@ -100,6 +108,7 @@ impl CpuSession {
                 plan,
                 variables,
                 constants,
+                prepared: None,
             });
         }
         Ok(session)
@@ -120,6 +129,10 @@ impl CpuSession {
             }
             Place::Variable(i) => bytemuck::cast_slice(&self.values[opened.variables[i]]),
             Place::Constant(i) => &bytemuck::cast_slice(&opened.constants[i])[..bytes],
+            Place::Kept(offset) => {
+                let kept = bytemuck::cast_slice(&self.kept[plan]);
+                &kept[offset as usize..offset as usize + bytes]
+            }
             Place::Nowhere => &[],
         })
     }
@@ -137,16 +150,9 @@ impl CpuSession {
         Ok(())
     }
 
-    /// Copies the inputs to their places, after checking all of them.
-    fn feed(
-        &mut self,
-        plan: usize,
-        batch: usize,
-        inputs: &[(&str, &HostTensor)],
-    ) -> Result<(), Error> {
-        let count = self.plans.len();
-        let opened = self.plans.get(plan).ok_or_else(|| no_plan(count, plan))?;
-        let tensors = check_inputs(&opened.plan, batch, inputs)?;
+    /// Copies the inputs to their places.
+    fn feed(&mut self, plan: usize, tensors: &[&HostTensor]) {
+        let opened = &self.plans[plan];
         let arena: &mut [u8] = bytemuck::cast_slice_mut(&mut self.arena);
         for (port, tensor) in opened.plan.inputs.iter().zip(tensors) {
             if let Place::Arena(offset) = opened.plan.places[port.value.index()] {
@@ -154,13 +160,37 @@ impl CpuSession {
                 arena[start..start + bytes.len()].copy_from_slice(bytes);
             }
         }
+    }
+
+    /// Runs the prologue, where variables have changed since, and the steps.
+    fn run_plan(
+        &mut self,
+        plan: usize,
+        batch: usize,
+        tensors: &[&HostTensor],
+        cancel: &AtomicBool,
+    ) -> Result<(), Error> {
+        if self.plans[plan].prepared != Some(self.changes) {
+            self.plans[plan].prepared = None;
+            self.run_steps(plan, batch, cancel, |plan| &plan.prologue)?;
+            self.plans[plan].prepared = Some(self.changes);
+        }
+        self.feed(plan, tensors);
+        let trains = u64::from(self.plans[plan].plan.trains);
+        self.changes += trains;
+        self.run_steps(plan, batch, cancel, |plan| &plan.steps)?;
+        self.steps += trains;
         Ok(())
     }
 
-    fn run_steps(&mut self, plan: usize, batch: usize, cancel: &AtomicBool) -> Result<(), Error> {
-        let Some(opened) = self.plans.get(plan) else {
-            return Ok(());
-        };
+    fn run_steps(
+        &mut self,
+        plan: usize,
+        batch: usize,
+        cancel: &AtomicBool,
+        steps: fn(&Plan) -> &[Value],
+    ) -> Result<(), Error> {
+        let opened = &self.plans[plan];
         let (many, rate) = (self.pool.is_some(), self.schedule.rate(self.steps));
         let mut run = Run {
             opened,
@@ -169,10 +199,13 @@ impl CpuSession {
             step: self.steps + 1,
             variables: &mut self.values,
             arena: &mut self.arena,
+            kept: &mut self.kept[plan],
             workspace: &mut self.workspace,
             transforms: &self.transforms,
         };
-        for &value in &opened.plan.steps {
+        let epilogues: HashSet<Value> = opened.plan.epilogues.values().copied().collect();
+        let steps = steps(&opened.plan).iter();
+        for &value in steps.filter(|value| !epilogues.contains(value)) {
             let node = opened.plan.graph.node(value);
             // Updates come last, and once one has begun all are made: a step is taken whole.
             if node.op.is_update() {
@@ -181,13 +214,14 @@ impl CpuSession {
             match &node.op {
                 Op::Optimize(rule) => run.optimize(rule, node, rate),
                 Op::UpdateRunning { momentum } => run.update_running(*momentum, node),
-                _ => run.compute(value, node).map_err(|error| error.at(value))?,
+                _ => run
+                    .compute(value, node)
+                    .map_err(|error| error.at(node.origin))?,
             }
             if run.workers.cancelled() {
                 return Err(Error::new("task.cancelled", "the task is cancelled"));
             }
         }
-        self.steps += u64::from(opened.plan.trains);
         Ok(())
     }
 }
@@ -204,11 +238,11 @@ impl Session for CpuSession {
         inputs: &[(&str, &HostTensor)],
         cancel: &AtomicBool,
     ) -> Result<(), Error> {
-        self.feed(plan, batch, inputs)?;
+        let tensors = check_inputs(&self.opened(plan)?.plan, batch, inputs)?;
         self.last = None;
         match self.pool.clone() {
-            Some(pool) => pool.install(|| self.run_steps(plan, batch, cancel))?,
-            None => self.run_steps(plan, batch, cancel)?,
+            Some(pool) => pool.install(|| self.run_plan(plan, batch, &tensors, cancel))?,
+            None => self.run_plan(plan, batch, &tensors, cancel)?,
         }
         self.last = Some((plan, batch));
         self.sum_scalars(plan, batch)
@@ -237,6 +271,7 @@ impl Session for CpuSession {
         let number = self.variables.accept(name, value)?;
         if let Some(values) = value.to_f32() {
             self.values[number] = values;
+            self.changes += 1;
         }
         Ok(())
     }
@@ -262,6 +297,7 @@ impl Session for CpuSession {
         let floats = |floats: &Vec<f32>| floats.len() as u64 * 4;
         let constants = self.plans.iter().flat_map(|opened| &opened.constants);
         lines(&self.arena)
+            + self.kept.iter().map(lines).sum::<u64>()
             + floats(&self.workspace)
             + self.values.iter().map(floats).sum::<u64>()
             + constants.map(lines).sum::<u64>()

@@ -7,9 +7,10 @@ use super::driver::{Context, Function, Module};
 use crate::error::Error;
 
 /// PTX for compute capability 7.5, which newer GPUs run too, by the stem of the source.
-const PTX: [(&str, &str); 14] = [
+const PTX: [(&str, &str); 15] = [
     ("conv", include_str!("kernels/ptx/conv.ptx")),
     ("elementwise", include_str!("kernels/ptx/elementwise.ptx")),
+    ("fused", include_str!("kernels/ptx/fused.ptx")),
     ("index", include_str!("kernels/ptx/index.ptx")),
     ("layer_norm", include_str!("kernels/ptx/layer_norm.ptx")),
     ("loss", include_str!("kernels/ptx/loss.ptx")),

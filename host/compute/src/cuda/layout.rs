@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::driver::LIBRARY_WORKSPACE_BYTES;
-use super::lower::{Addresses, lower};
+use super::lower::{Addresses, Part, lower};
 use super::optimizer::{STEP_BYTES, groups, step_bytes};
 use super::program::{Command, ErrorWord, Target};
 use super::signal;
@@ -45,6 +45,8 @@ pub(super) struct Layout {
 #[derive(Debug)]
 pub(super) struct PlanLayout {
     pub(super) constants: Vec<u64>,
+    /// What the plan keeps between runs.
+    pub(super) kept: u64,
     pub(super) targets: u64,
     pub(super) steps: u64,
     /// Of the number of the step, from `steps`.
@@ -83,7 +85,7 @@ impl Layout {
                 .iter()
                 .map(|&v| Ok(cursor.take(plan.bytes(v, 1)?)));
             let constants = constants.collect::<Result<_, Error>>()?;
-            for &step in &plan.steps {
+            for step in plan.all_steps() {
                 if let Op::StftPower(stft) | Op::StftPowerGradient(stft) = &plan.graph.node(step).op
                     && !tables.iter().any(|(known, _)| known == stft)
                 {
@@ -103,6 +105,7 @@ impl Layout {
             scalar_count = scalar_count.max(plan.scalars().count());
             layouts.push(PlanLayout {
                 constants,
+                kept: cursor.take(plan.kept_bytes),
                 targets: cursor.take((targets * size_of::<Target>()) as u64),
                 steps: cursor.take(step_bytes(&groups)),
                 step: groups.len() as u64 * STEP_BYTES,
@@ -121,12 +124,13 @@ impl Layout {
                 ..Addresses::default()
             };
             let batch = usize::try_from(plan.max_batch).unwrap_or(usize::MAX);
-            let lowered = lower(plan, batch, &unplaced, None)?;
-            workspace_bytes = workspace_bytes.max(lowered.workspace_bytes);
-            uses_libraries |= lowered
-                .commands
-                .iter()
-                .any(|command| matches!(command, Command::Product(..) | Command::Convolution(..)));
+            for part in [Part::Prologue, Part::Run] {
+                let lowered = lower(plan, part, batch, &unplaced, None)?;
+                workspace_bytes = workspace_bytes.max(lowered.workspace_bytes);
+                uses_libraries |= lowered.commands.iter().any(|command| {
+                    matches!(command, Command::Product(..) | Command::Convolution(..))
+                });
+            }
         }
         let workspace = cursor.take(workspace_bytes);
         let library = cursor.take(if uses_libraries {
@@ -156,6 +160,7 @@ impl Layout {
         let own = &self.plans[plan];
         Addresses {
             arena: base + self.arena,
+            kept: base + own.kept,
             workspace: base + self.workspace,
             variables: of
                 .variables

@@ -27,6 +27,7 @@ const SPLIT_ELEMENTS: usize = 4096;
 #[derive(Debug, Default, Clone)]
 pub(super) struct Addresses {
     pub(super) arena: u64,
+    pub(super) kept: u64,
     pub(super) workspace: u64,
     /// By the plan's numbers.
     pub(super) variables: Vec<u64>,
@@ -50,6 +51,7 @@ impl Addresses {
             Place::Arena(offset) => self.arena + offset,
             Place::Variable(i) => self.variables[i],
             Place::Constant(i) => self.constants[i],
+            Place::Kept(offset) => self.kept + offset,
         }
     }
 }
@@ -70,16 +72,31 @@ pub(super) fn limit(elements: u64) -> Result<(), Error> {
     Err(Error::limit(message))
 }
 
-/// Lowers a plan. `capacity` is the workspace that there is, in bytes; none while it is sought.
+/// A part of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// What runs once after variables changed.
+    Prologue,
+    /// What runs each time.
+    Run,
+}
+
+/// Lowers a part of a plan. `capacity` is the workspace that there is, in bytes; none while it is sought.
 /// Errors: `graph.limit` for a tensor of 2³¹ elements or more.
 pub(super) fn lower(
     plan: &Plan,
+    part: Part,
     batch: usize,
     at: &Addresses,
     capacity: Option<u64>,
 ) -> Result<Lowered, Error> {
+    let steps = match part {
+        Part::Prologue => &plan.prologue,
+        Part::Run => &plan.steps,
+    };
     let mut lowering = Lowering {
         plan,
+        steps,
         batch,
         at,
         capacity: capacity.unwrap_or(u64::MAX),
@@ -94,14 +111,14 @@ pub(super) fn lower(
         .inputs
         .iter()
         .map(|port| port.value)
-        .chain(plan.steps.iter().copied())
+        .chain(steps.iter().copied())
     {
         let elements = plan.graph.node(value).shape.elements(batch as u64)?;
-        limit(elements).map_err(|error| error.at(value))?;
+        limit(elements).map_err(|error| error.at(plan.origin(value)))?;
     }
     let mut optimized = false;
     let mut skip = 0;
-    for (number, &value) in plan.steps.iter().enumerate() {
+    for (number, &value) in steps.iter().enumerate() {
         if skip > 0 {
             skip -= 1;
             continue;
@@ -113,10 +130,14 @@ pub(super) fn lower(
                 optimized = true;
                 lowering.optimize();
             }
-            _ => lowering.step(value).map_err(|error| error.at(value))?,
+            _ => lowering
+                .step(value)
+                .map_err(|error| error.at(plan.origin(value)))?,
         }
     }
-    lowering.gather_scalars();
+    if part == Part::Run {
+        lowering.gather_scalars();
+    }
     Ok(Lowered {
         commands: lowering.commands,
         workspace_bytes: lowering.used,
@@ -125,6 +146,7 @@ pub(super) fn lower(
 
 pub(super) struct Lowering<'a> {
     pub(super) plan: &'a Plan,
+    steps: &'a [Value],
     batch: usize,
     pub(super) at: &'a Addresses,
     capacity: u64,
@@ -151,6 +173,10 @@ impl<'a> Lowering<'a> {
 
     pub(super) fn shape(&self, value: Value) -> Vec<usize> {
         self.node(value).shape.at(self.batch)
+    }
+
+    pub(super) fn batch(&self) -> usize {
+        self.batch
     }
 
     fn address(&self, value: Value) -> u64 {
@@ -207,6 +233,7 @@ impl<'a> Lowering<'a> {
                     .with(factor);
                 self.launch(launch.with(0.0f32).with(x[0]).with(out).count(n));
             }
+            Op::Fused(program) => self.fused(node, program, &x, out, &own),
             Op::Binary(kind) if node.dtype == DType::I64 => {
                 let pair = pair(&self.shape(shape(0)), &self.shape(shape(1)), &own);
                 let launch = Launch::threads("integer_binary", n).with(binary(*kind));
@@ -397,6 +424,7 @@ impl<'a> Lowering<'a> {
             Op::BatchStatistics { .. }
             | Op::FixedStatistics { .. }
             | Op::BatchNorm
+            | Op::BatchNormCoefficients
             | Op::BatchNormParameterGradient
             | Op::BatchNormTrainGradient
             | Op::BatchNormEvalGradient
@@ -412,8 +440,7 @@ impl<'a> Lowering<'a> {
     /// Lowers a transform with the affine function and the logarithm that follow it, where nothing
     /// else uses what lies between; how many steps that is.
     fn stft_power(&mut self, number: usize, stft: &Stft) -> usize {
-        let plan = self.plan;
-        let mut last = plan.steps[number];
+        let mut last = self.steps[number];
         let x = self.node(last).inputs[0];
         let mut epilogue = Epilogue {
             factor: 1.0,
@@ -421,7 +448,7 @@ impl<'a> Lowering<'a> {
             log: false,
         };
         let mut taken = 0;
-        for &next in &plan.steps[number + 1..] {
+        for &next in &self.steps[number + 1..] {
             let node = self.node(next);
             // The result is written while x is still read.
             if node.inputs.first() != Some(&last) || !self.used_once(last) || self.overlap(next, x)
@@ -619,7 +646,7 @@ pub(super) fn by_size(dtype: DType, [one, four, eight]: [&'static str; 3]) -> &'
 }
 
 /// The number of a function in elementwise.cu, and its constants.
-fn unary(kind: Unary) -> (i32, f32, f32) {
+pub(super) fn unary(kind: Unary) -> (i32, f32, f32) {
     match kind {
         Unary::Affine { factor, offset } => (0, factor as f32, offset as f32),
         Unary::Abs => (1, 0.0, 0.0),
@@ -659,7 +686,7 @@ fn unary(kind: Unary) -> (i32, f32, f32) {
     }
 }
 
-fn binary(kind: Binary) -> i32 {
+pub(super) fn binary(kind: Binary) -> i32 {
     match kind {
         Binary::Add => 0,
         Binary::Sub => 1,
@@ -694,8 +721,9 @@ mod tests {
         let mut launched = BTreeSet::new();
         for plan in plans_on_gpus() {
             let addresses = Layout::new(&[&plan]).unwrap().addresses(0, &plan, 0);
-            let lowered = lower(&plan, plan.max_batch as usize, &addresses, None).unwrap();
-            for command in lowered.commands {
+            let lower = |part| lower(&plan, part, plan.max_batch as usize, &addresses, None);
+            let parts = [Part::Prologue, Part::Run].map(|part| lower(part).unwrap().commands);
+            for command in parts.into_iter().flatten() {
                 match command {
                     Command::Launch(launch) => {
                         launched.insert(launch.kernel);

@@ -10,6 +10,7 @@ mod blas;
 mod conv;
 mod dnn;
 mod driver;
+mod fused;
 mod index;
 mod kernels;
 mod layer_norm;

@@ -40,6 +40,11 @@ impl Lowering<'_> {
                 let launch = all(Launch::threads("fixed_statistics", channels)).with(out);
                 launch.with(*epsilon as f32).count(channels)
             }
+            Op::BatchNormCoefficients => {
+                let channels = of(0)[0];
+                let launch = all(Launch::threads("batch_norm_coefficients", channels));
+                launch.with(out).count(channels)
+            }
             Op::BatchNorm => {
                 let (n, channels, plane) = planes(&of(0));
                 let launch = all(Launch::threads("batch_norm", n)).with(out);

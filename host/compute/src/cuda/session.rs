@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::blas::Product;
 use super::driver::{DeviceMemory, Event, Function, Graph, PinnedMemory, Stream};
 use super::layout::{Layout, SLOTS};
-use super::lower;
+use super::lower::{self, Part};
 use super::optimizer::{Group, groups, step_bytes};
 use super::program::{Command, ErrorWord, Launch, Target};
 use super::{Gpu, Options, dnn, signal};
@@ -39,6 +39,8 @@ struct Opened {
     groups: Vec<Group>,
     /// Of each input within a staging buffer, then of the step values.
     staged: Vec<u64>,
+    /// How often variables had changed when the prologue ran last.
+    prepared: Option<u64>,
 }
 
 /// A command whose functions and algorithms are found.
@@ -106,6 +108,8 @@ pub(super) struct CudaSession {
     sums: Sums,
     schedule: Schedule,
     steps: u64,
+    /// How often variables have changed.
+    changes: u64,
     last: Option<(usize, usize)>,
     turn: usize,
     layout: Layout,
@@ -149,6 +153,7 @@ impl CudaSession {
             addresses: layout.addresses(number, plan, base),
             groups: groups(plan),
             staged: layout.plans[number].staged.clone(),
+            prepared: None,
             plan: plan.clone(),
         };
         let mut session = Self {
@@ -160,6 +165,7 @@ impl CudaSession {
             variables,
             schedule: Schedule::new(1e-3, 0, ScheduleKind::Constant)?,
             steps: 0,
+            changes: 0,
             last: None,
             turn: 0,
             ready: HashMap::new(),
@@ -295,7 +301,7 @@ impl CudaSession {
             } else {
                 Error::index(word.label, word.classes as usize)
             };
-            return Err(error.at(value));
+            return Err(error.at(self.plans[plan].plan.origin(value)));
         }
         let scalars = scalars
             .as_chunks::<4>()
@@ -312,10 +318,10 @@ impl CudaSession {
         (0..SLOTS).try_for_each(|i| self.finish((first + i) % SLOTS))
     }
 
-    fn prepare(&self, plan: usize, batch: usize) -> Result<Ready, Error> {
+    fn prepare(&self, plan: usize, part: Part, batch: usize) -> Result<Ready, Error> {
         let opened = &self.plans[plan];
         let capacity = Some(self.layout.workspace_bytes);
-        let lowered = lower::lower(&opened.plan, batch, &opened.addresses, capacity)?;
+        let lowered = lower::lower(&opened.plan, part, batch, &opened.addresses, capacity)?;
         let workspace = self.memory.address() + self.layout.library;
         let tf32 = self.options.tf32;
         let mut commands = Vec::with_capacity(lowered.commands.len());
@@ -355,6 +361,17 @@ impl CudaSession {
             graph: None,
             recorded: false,
         })
+    }
+
+    /// Queues what a plan computes of variables alone, where they have changed since.
+    fn run_prologue(&mut self, plan: usize, batch: usize) -> Result<(), Error> {
+        if self.plans[plan].prepared != Some(self.changes) {
+            let mut once = self.prepare(plan, Part::Prologue, batch)?;
+            self.plans[plan].prepared = None;
+            once.give(&self.compute)?;
+            self.plans[plan].prepared = Some(self.changes);
+        }
+        Ok(())
     }
 
     /// Fills a slot's pinned buffer and returns the bytes of it that are used.
@@ -413,8 +430,9 @@ impl Session for CudaSession {
                 }
                 ready
             }
-            None => self.prepare(plan, batch)?,
+            None => self.prepare(plan, Part::Run, batch)?,
         };
+        self.run_prologue(plan, batch)?;
         let used = self.stage(slot, plan, &tensors);
         let staging = self.memory.address() + self.layout.staging[slot];
         let (opened, own) = (&self.plans[plan], &mut self.slots[slot]);
@@ -444,6 +462,7 @@ impl Session for CudaSession {
         own.done.record(&self.compute)?;
         own.running = Some((plan, batch));
         self.steps += u64::from(opened.plan.trains);
+        self.changes += u64::from(opened.plan.trains);
         if self.ready.len() < MOST_READY {
             self.ready.insert((plan, batch), ready);
         }
@@ -488,6 +507,7 @@ impl Session for CudaSession {
         let number = self.variables.accept(name, value)?;
         self.gpu.context.bind()?;
         self.finish_all()?;
+        self.changes += 1;
         self.write(self.values[number], value.bytes())
     }
 

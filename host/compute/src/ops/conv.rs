@@ -341,6 +341,7 @@ impl Builder {
             inputs: Vec::new(),
             dtype: DType::F32,
             shape: shape.clone(),
+            origin: x,
         };
         let back = conv2d(c, &result, self.node(weight), None);
         if from != Dim::Fixed(channels)

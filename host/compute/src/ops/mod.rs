@@ -6,6 +6,7 @@
 pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
+pub(crate) mod fused;
 pub(crate) mod index;
 pub(crate) mod loss;
 pub(crate) mod matmul;
@@ -151,6 +152,8 @@ pub(crate) enum Op {
     Logic(elementwise::Logic),
     /// (condition, a, b).
     Select,
+    /// The operators of a program as one.
+    Fused(fused::Program),
     Cast,
     /// x divided by a product of sizes, which may hold the batch.
     DivideBy(crate::shape::Dim),
@@ -233,6 +236,8 @@ pub(crate) enum Op {
     },
     /// (x, scale, bias, statistics).
     BatchNorm,
+    /// (scale, bias, statistics) to `[2, channels]`: what x is multiplied by, then what is added.
+    BatchNormCoefficients,
     /// (x, dy, statistics) to `[2, channels]`: the gradients of scale and bias.
     BatchNormParameterGradient,
     /// (dy, scale, statistics, x, parameter gradient) to the gradient of x through the statistics.
@@ -288,6 +293,7 @@ impl Op {
             Self::Leaf(Leaf::Input(name)) => format!("input {name}"),
             Self::Leaf(Leaf::Variable(v)) => format!("{:?} {}", v.role, v.name).to_lowercase(),
             Self::Leaf(Leaf::Constant(bytes)) => format!("constant of {} bytes", bytes.len()),
+            Self::Fused(program) => program.describe(),
             other => format!("{other:?}"),
         }
     }

@@ -42,6 +42,16 @@ KERNEL fixed_statistics(const float* mean, const float* variance, float* out, fl
     }
 }
 
+// out [2, channels]: what x is multiplied by, and what is added.
+KERNEL batch_norm_coefficients(const float* scale, const float* bias, const float* statistics,
+                               float* out, Index channels) {
+    for (Index c = first_index(); c < channels; c += index_step()) {
+        float factor = statistics[channels + c] * scale[c];
+        out[c] = factor;
+        out[channels + c] = bias[c] - statistics[c] * factor;
+    }
+}
+
 // (x − mean)·r·scale + bias.
 KERNEL batch_norm(const float* x, const float* scale, const float* bias, const float* statistics,
                   float* y, Index n, Index channels, Index plane) {
