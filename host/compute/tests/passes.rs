@@ -135,3 +135,62 @@ fn folded_norms_follow_the_variables_on_cuda() {
         check_folding(&backend);
     });
 }
+
+/// Plans of a convolution and a product, each followed by element-wise operators: applied to parts of
+/// the result as they are finished, or, as what they are applied to is an output too, afterwards.
+fn followed() -> [Plan; 2] {
+    [false, true].map(|shown| {
+        let mut b = Builder::new();
+        let batched = |sizes: &[u64]| -> Vec<Dim> {
+            let sizes = sizes.iter().map(|&size| Dim::Fixed(size));
+            std::iter::once(Dim::Batch(1)).chain(sizes).collect()
+        };
+        let x = b.input("x", DType::F32, &batched(&[5, 23, 29])).unwrap();
+        let rest = b.input("rest", DType::F32, &batched(&[7, 21, 27])).unwrap();
+        let weight = b
+            .parameter("weight", &[7, 5, 3, 3], "torch-uniform", 1)
+            .unwrap();
+        let bias = b.parameter("bias", &[7], "normal:0:1", 2).unwrap();
+        let conv = b.conv2d(x, weight, Some(bias), Conv2d::default()).unwrap();
+        let y = b.add(rest, conv).unwrap();
+        let y = b.relu(y).unwrap();
+        b.output("convolution", y).unwrap();
+        let matrix = b
+            .parameter("matrix", &[31, 27], "torch-uniform", 3)
+            .unwrap();
+        let row = b.parameter("row", &[31], "normal:0:1", 4).unwrap();
+        let product = b.linear(rest, matrix, Some(row)).unwrap();
+        let y = b.gelu(product, false).unwrap();
+        let y = b.mul(y, row).unwrap();
+        b.output("product", y).unwrap();
+        if shown {
+            b.output("conv", conv).unwrap();
+            b.output("linear", product).unwrap();
+        }
+        Plan::new(&b.graph(), 4).unwrap()
+    })
+}
+
+#[test]
+fn what_is_applied_to_finished_parts_gives_the_same_bits_on_any_number_of_threads() {
+    let [joined, apart] = followed();
+    let count = |plan: &Plan| plan.describe().matches("as it is finished").count();
+    assert_eq!(
+        [count(&joined), count(&apart)],
+        [2, 0],
+        "{}",
+        joined.describe()
+    );
+    let (x, rest) = (numbers(&[4, 5, 23, 29], 1), numbers(&[4, 7, 21, 27], 2));
+    let mut results = Vec::new();
+    for threads in [1, 2, 3] {
+        for plan in [&joined, &apart] {
+            let backend = CpuBackend::new(threads).unwrap();
+            let mut session = backend.open(vec![plan.clone()], u64::MAX).unwrap();
+            let feeds = [("x", &x), ("rest", &rest)];
+            session.run(0, 4, &feeds, &AtomicBool::new(false)).unwrap();
+            results.push(["convolution", "product"].map(|name| session.output(0, name).unwrap()));
+        }
+    }
+    assert!(results.iter().all(|result| *result == results[0]));
+}

@@ -17,14 +17,17 @@ use crate::shape::Dim;
 /// The most bytes of anything that folding reads or makes: more is left to the runs, so that a plan
 /// takes neither long nor much memory to make.
 const MOST_BYTES: u64 = 64 << 10;
+/// The most bytes that folding adds to a graph's constants.
+const MOST_ADDED_BYTES: u64 = 4 << 20;
+
+fn bytes(node: &Node) -> u64 {
+    let elements = node.shape.elements(1).unwrap_or(u64::MAX);
+    elements.saturating_mul(node.dtype.size_bytes() as u64)
+}
 
 fn small(node: &Node) -> bool {
     let fixed = node.shape.0.iter().all(|d| matches!(d, Dim::Fixed(_)));
-    let bytes = node
-        .shape
-        .elements(1)
-        .map(|n| n * node.dtype.size_bytes() as u64);
-    fixed && bytes.is_ok_and(|bytes| bytes <= MOST_BYTES)
+    fixed && bytes(node) <= MOST_BYTES
 }
 
 /// For each node, whether it is a small constant or computed from such.
@@ -57,6 +60,11 @@ pub(crate) fn fold(graph: Graph) -> Graph {
         .collect();
     wanted.sort_unstable();
     wanted.dedup();
+    let mut added = 0;
+    wanted.retain(|v| {
+        added += bytes(graph.node(*v));
+        added <= MOST_ADDED_BYTES
+    });
     if wanted.is_empty() {
         return graph;
     }
@@ -100,12 +108,13 @@ fn evaluate(
     wanted.iter().map(bytes).collect()
 }
 
-/// Whether every element of a constant is this number.
+/// Whether every element of a small constant is this number.
 pub(super) fn is_all(node: &Node, number: i8) -> bool {
     let Op::Leaf(Leaf::Constant(bytes)) = &node.op else {
         return false;
     };
     match node.dtype {
+        _ if bytes.len() as u64 > MOST_BYTES => false,
         DType::F32 => all(bytes, f32::from(number).to_le_bytes()),
         DType::I64 => all(bytes, i64::from(number).to_le_bytes()),
         _ => false,

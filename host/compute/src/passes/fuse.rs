@@ -37,7 +37,7 @@ enum From {
 struct Fusion<'a> {
     graph: &'a Graph,
     parts: Vec<Option<Part>>,
-    /// The nodes that read each value, and itself where it is an output.
+    /// The nodes that read each value, in order, and one past all where it is an output.
     users: Vec<Vec<usize>>,
     fixed: Vec<bool>,
 }
@@ -111,7 +111,7 @@ impl<'a> Fusion<'a> {
             elements.saturating_mul(node.dtype.size_bytes() as u64)
         };
         let dies = |i: &usize| {
-            let later = self.users[*i].iter().any(|user| *user >= root);
+            let later = self.users[*i].last().is_some_and(|last| *last >= root);
             let always = matches!(
                 self.graph.nodes[*i].op,
                 Op::Leaf(Leaf::Variable(_) | Leaf::Constant(_))
@@ -226,14 +226,15 @@ pub(crate) fn fuse(graph: Graph) -> Graph {
         .map(|(i, node)| (i, node.inputs[1..].to_vec()))
         .collect();
     let mut moved: Vec<Value> = Vec::with_capacity(graph.nodes.len());
+    let mut made: HashMap<Value, Value> = HashMap::new();
     rewrite(graph, |new, mut node| {
         if let Some((program, from)) = programs.remove(&moved.len()) {
             let read = from.iter().map(|from| match from {
                 From::Value(value) => moved[value.index()],
-                From::Coefficients(norm) => {
+                From::Coefficients(norm) => *made.entry(*norm).or_insert_with(|| {
                     let operands = norms[&norm.index()].iter().map(|x| moved[x.index()]);
                     coefficients(new, &node, operands.collect())
-                }
+                }),
             });
             node.inputs = read.collect();
             node.op = Op::Fused(program);
@@ -247,17 +248,9 @@ pub(crate) fn fuse(graph: Graph) -> Graph {
 /// The coefficients of a normalisation with (scale, bias, statistics), for a program in place of
 /// `node`.
 fn coefficients(new: &mut Graph, node: &Node, inputs: Vec<Value>) -> Value {
-    let op = Op::BatchNormCoefficients;
-    let known = new
-        .nodes
-        .iter()
-        .rposition(|own| own.op == op && own.inputs == inputs);
-    if let Some(known) = known {
-        return Value(known as u32);
-    }
     let channels = new.node(inputs[0]).shape.0[0];
     new.push(Node {
-        op,
+        op: Op::BatchNormCoefficients,
         inputs,
         shape: Shape(vec![Dim::Fixed(2), channels]),
         ..node.clone()
