@@ -49,3 +49,8 @@ pub use layers::{BatchNorm2d, Conv2d, LayerNorm, Linear};
 pub use parameters::{Parameters, Property, schema};
 pub use pipeline::{Model, Optimizer, Pipeline, Training};
 pub use schedule::Schedule;
+
+/// The code of the guide is compiled as that of these pages is.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/plugin-guide.md")]
+struct Guide;
