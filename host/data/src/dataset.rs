@@ -3,22 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Error;
+use crate::folder::{self, Member};
 use crate::idx::{self, Images};
+use crate::image;
 use crate::random::Random;
+use crate::transform::Sample;
 use crate::wav::{self, Recording};
-
-/// The parts a data set can have: the name, and the names of files and folders that hold it.
-const PARTS: [(&str, &[&str]); 3] = [
-    ("train", &["train"]),
-    ("validation", &["validation", "valid", "val"]),
-    ("test", &["test", "t10k"]),
-];
-
-/// Samples of one data set.
-const MAXIMUM_FILES: usize = 1_000_000;
 
 /// What the samples are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,26 +34,48 @@ impl fmt::Display for Kind {
 
 /// A data set, or a part of one. Clones share what is read.
 ///
-/// Two forms are recognised. IDX files of images and labels (`train-images-idx3-ubyte`,
-/// `train-labels-idx1-ubyte`, `t10k-…` for the part `test`; gzipped or not), whose classes are the
-/// numbers 0 to the largest label. And WAV files: a file alone (one sample without a label) or a
-/// folder, whose sub-folders `train`, `validation` (or `valid`, `val`) and `test` are its parts;
-/// a recording's class is the sub-folder it is in, or else its file's name up to the first `_`;
-/// where neither names a class for every file, the samples have no labels.
+/// Three forms are recognised:
+///
+/// - IDX files of images and labels (`train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-…`
+///   for the part `test`; gzipped or not), whose classes are the numbers 0 to the largest label.
+/// - Images in JPEG, PNG, BMP or TIFF files: a file alone (one sample without a label), a folder of
+///   them (samples without labels), or a folder with a sub-folder for each class, whose classes are
+///   sorted by name, as torchvision's `ImageFolder` does. Each is turned upright by its EXIF
+///   orientation and has three channels.
+/// - WAV files: a file alone or a folder; a recording's class is the sub-folder it is in, or else its
+///   file's name up to the first `_`; where neither names a class for every file, the samples have
+///   no labels.
+///
+/// Sub-folders `train`, `validation` (or `valid`, `val`) and `test` of a folder are its parts.
 #[derive(Debug, Clone)]
 pub struct Dataset {
     source: Arc<Source>,
     classes: Arc<[String]>,
+    /// The label of each class of the source, where they are not in its order.
+    relabelled: Option<Arc<[usize]>>,
     indices: Arc<[usize]>,
 }
 
 #[derive(Debug)]
 enum Source {
     Images(Images),
+    ImageFiles {
+        /// What the names of samples are relative to.
+        root: PathBuf,
+        files: Vec<ImageFile>,
+    },
     Recordings {
         recordings: Vec<Recording>,
         sample_rate: u32,
     },
+}
+
+/// An image on disk.
+#[derive(Debug)]
+struct ImageFile {
+    path: PathBuf,
+    /// The position of its class among the class names.
+    label: Option<usize>,
 }
 
 impl Dataset {
@@ -69,16 +85,52 @@ impl Dataset {
         if path.is_file() {
             return Ok(Vec::new());
         }
-        let pairs = pairs(&entries(path)?);
-        let found = PARTS.iter().filter(|(name, folders)| {
-            pairs.contains_key(name) || folders.iter().any(|folder| path.join(folder).is_dir())
-        });
-        Ok(found.map(|(name, _)| (*name).to_owned()).collect())
+        folder::parts(path)
     }
 
     /// Opens a part of the data set at `path`, or all of one that is not divided. Errors:
     /// `data.format`, `data.sample`.
     pub fn open(path: &Path, part: Option<&str>) -> Result<Self, Error> {
+        Self::find(path, part, &mut Err)
+    }
+
+    /// As [`Self::open`], without the samples whose files are damaged: every one is read once, on
+    /// `threads`. Gives why each was left out too. Errors: `data.format`, `data.sample` where none
+    /// is left, `task.cancelled` once `cancelled` is set.
+    pub fn open_readable(
+        path: &Path,
+        part: Option<&str>,
+        threads: usize,
+        cancelled: &AtomicBool,
+    ) -> Result<(Self, Vec<Error>), Error> {
+        let mut damaged = Vec::new();
+        let found = Self::find(path, part, &mut |error| {
+            damaged.push(error);
+            Ok(())
+        })?;
+        let unreadable = found.unreadable(threads, cancelled);
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(Error::new("task.cancelled", "the task is cancelled"));
+        }
+        let readable: Vec<usize> = (0..found.len())
+            .filter(|index| !unreadable.contains_key(index))
+            .collect();
+        damaged.extend(unreadable.into_values());
+        match damaged.first() {
+            Some(first) if readable.is_empty() => {
+                let reason = format!("none of its {} samples can be read: {first}", damaged.len());
+                Err(Error::sample(path, reason))
+            }
+            _ => Ok((found.part(&readable), damaged)),
+        }
+    }
+
+    /// Opens a part; `damaged` is told of samples that are left out, and may refuse them.
+    fn find(
+        path: &Path,
+        part: Option<&str>,
+        damaged: &mut dyn FnMut(Error) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::format(path, error))?;
         let parts = Self::parts(path)?;
         if let Some(part) = part
@@ -96,9 +148,16 @@ impl Dataset {
             return Err(Error::format(path, reason));
         }
         if metadata.is_file() {
-            return Self::recordings(path, vec![(path.to_owned(), None)], &[]);
+            let member = Member {
+                path: path.to_owned(),
+                class: None,
+            };
+            if image::is_named(path) {
+                return Ok(Self::images(path, vec![member], Vec::new()));
+            }
+            return Self::recordings(path, vec![member], Vec::new(), damaged);
         }
-        let pairs = pairs(&entries(path)?);
+        let pairs = folder::pairs(&folder::entries(path)?);
         if let Some((images, labels)) = part.and_then(|part| pairs.get(part)) {
             let images = Images::open(images, labels)?;
             let mut largest = images.labels.iter().copied().max().unwrap_or_default();
@@ -106,87 +165,152 @@ impl Dataset {
                 largest = largest.max(idx::read_labels(other)?.into_iter().max().unwrap_or(0));
             }
             let count = images.len();
-            return Ok(Self {
-                source: Arc::new(Source::Images(images)),
-                classes: (0..=largest).map(|label| label.to_string()).collect(),
-                indices: (0..count).collect(),
-            });
+            let classes = (0..=largest).map(|label| label.to_string()).collect();
+            return Ok(Self::new(Source::Images(images), classes, count));
         }
-        let folder_of = |part: &str| {
-            let names = PARTS
-                .iter()
-                .find(|(name, _)| *name == part)
-                .map_or(&[][..], |part| part.1);
-            names
-                .iter()
-                .map(|name| path.join(name))
-                .find(|folder| folder.is_dir())
-        };
-        let Some(folder) = part.and_then(folder_of) else {
-            return Self::recordings(path, recordings_in(path)?, &[]);
-        };
+        let folder = part.and_then(|part| folder::of_part(path, part));
+        let folder = folder.as_deref().unwrap_or(path);
+        let others: Vec<PathBuf> = parts
+            .iter()
+            .filter_map(|part| folder::of_part(path, part))
+            .filter(|other| other != folder)
+            .collect();
         // The classes are those of all parts, so that a class has one label in every part.
-        let mut others = Vec::new();
-        for other in parts.iter().filter_map(|part| folder_of(part)) {
-            others.extend(
-                recordings_in(&other)?
-                    .into_iter()
-                    .filter_map(|(_, class)| class),
-            );
+        let classes = |list: fn(&Path) -> Result<Vec<Member>, Error>| {
+            let mut classes = Vec::new();
+            for other in &others {
+                let members = list(other)?;
+                classes.extend(members.into_iter().filter_map(|member| member.class));
+            }
+            Ok::<_, Error>(classes)
+        };
+        let recordings = folder::recordings(folder)?;
+        if !recordings.is_empty() {
+            let classes = classes(folder::recordings)?;
+            return Self::recordings(folder, recordings, classes, damaged);
         }
-        Self::recordings(&folder, recordings_in(&folder)?, &others)
+        let images = folder::images(folder)?;
+        if images.is_empty() {
+            let reason = "no data set is recognised there: neither IDX files of images and labels \
+                          nor images nor WAV files";
+            return Err(Error::format(folder, reason));
+        }
+        Ok(Self::images(folder, images, classes(folder::images)?))
+    }
+
+    fn new(source: Source, classes: Vec<String>, samples: usize) -> Self {
+        Self {
+            source: Arc::new(source),
+            classes: classes.into(),
+            relabelled: None,
+            indices: (0..samples).collect(),
+        }
+    }
+
+    fn images(root: &Path, members: Vec<Member>, mut classes: Vec<String>) -> Self {
+        let labelled = members.iter().all(|member| member.class.is_some());
+        if labelled {
+            classes.extend(members.iter().filter_map(|member| member.class.clone()));
+            classes.sort();
+            classes.dedup();
+        } else {
+            classes.clear();
+        }
+        let label = |class: Option<String>| classes.binary_search(&class?).ok();
+        let files: Vec<ImageFile> = members
+            .into_iter()
+            .map(|member| ImageFile {
+                path: member.path,
+                label: label(member.class),
+            })
+            .collect();
+        let count = files.len();
+        let root = root.to_owned();
+        Self::new(Source::ImageFiles { root, files }, classes, count)
     }
 
     fn recordings(
         path: &Path,
-        files: Vec<(PathBuf, Option<String>)>,
-        more_classes: &[String],
+        members: Vec<Member>,
+        mut classes: Vec<String>,
+        damaged: &mut dyn FnMut(Error) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        if files.is_empty() {
-            let reason = "no data set is recognised there: neither IDX files of images and labels \
-                          nor WAV files";
-            return Err(Error::format(path, reason));
-        }
-        let labelled = files.iter().all(|(_, class)| class.is_some());
-        let classes = if labelled {
-            let own = files.iter().filter_map(|(_, class)| class.as_ref());
-            sorted(own.chain(more_classes).cloned().collect())
+        if members.iter().all(|member| member.class.is_some()) {
+            classes.extend(members.iter().filter_map(|member| member.class.clone()));
+            classes = sorted(classes);
         } else {
-            Vec::new()
-        };
+            classes.clear();
+        }
         let mut rate = None;
-        let mut recordings = Vec::with_capacity(files.len());
-        for (file, class) in files {
-            let (samples, sample_rate) = wav::inspect(&file)?;
+        let mut recordings = Vec::with_capacity(members.len());
+        let mut first_damaged = None;
+        for Member { path, class } in members {
+            let (samples, sample_rate) = match wav::inspect(&path) {
+                Ok(facts) => facts,
+                Err(error) => {
+                    first_damaged.get_or_insert(error.clone());
+                    damaged(error)?;
+                    continue;
+                }
+            };
             if *rate.get_or_insert(sample_rate) != sample_rate {
                 let reason = format!(
                     "{sample_rate} Hz, where the recordings before it have {} Hz",
                     rate.unwrap_or_default()
                 );
-                return Err(Error::sample(&file, reason));
+                return Err(Error::sample(&path, reason));
             }
             let label = class.and_then(|class| classes.iter().position(|known| *known == class));
             recordings.push(Recording {
-                path: file,
+                path,
                 samples,
                 label,
             });
         }
+        if let (Some(error), true) = (first_damaged, recordings.is_empty()) {
+            let reason = format!("none of its samples can be read: {error}");
+            return Err(Error::sample(path, reason));
+        }
         let count = recordings.len();
-        Ok(Self {
-            source: Arc::new(Source::Recordings {
-                recordings,
-                sample_rate: rate.unwrap_or_default(),
-            }),
-            classes: classes.into(),
-            indices: (0..count).collect(),
-        })
+        let source = Source::Recordings {
+            recordings,
+            sample_rate: rate.unwrap_or_default(),
+        };
+        Ok(Self::new(source, classes, count))
+    }
+
+    /// The samples that cannot be read, and why.
+    fn unreadable(&self, threads: usize, cancelled: &AtomicBool) -> BTreeMap<usize, Error> {
+        if matches!(*self.source, Source::Images(_)) {
+            return BTreeMap::new();
+        }
+        let next = AtomicUsize::new(0);
+        let found = Mutex::new(BTreeMap::new());
+        let check = || {
+            while !cancelled.load(Ordering::Relaxed) {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= self.len() {
+                    return;
+                }
+                if let Err(error) = self.read(index) {
+                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                    found.insert(index, error);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(check);
+            }
+            check();
+        });
+        found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the samples are.
     pub fn kind(&self) -> Kind {
         match &*self.source {
-            Source::Images(_) => Kind::Image,
+            Source::Images(_) | Source::ImageFiles { .. } => Kind::Image,
             Source::Recordings { .. } => Kind::Audio,
         }
     }
@@ -206,6 +330,43 @@ impl Dataset {
         &self.classes
     }
 
+    /// The same samples with labels by the positions of their classes in `classes`, which may have
+    /// more. Errors: `data.classes` where one of them is missing there or is there twice, or
+    /// samples have no labels.
+    pub fn with_classes(&self, classes: Vec<String>) -> Result<Self, Error> {
+        if self.classes.is_empty() {
+            return Err(Error::new("data.classes", "the samples have no labels"));
+        }
+        let mut labels = Vec::with_capacity(self.classes.len());
+        for class in &*self.classes {
+            let mut found = classes
+                .iter()
+                .enumerate()
+                .filter(|(_, known)| *known == class);
+            let (Some((label, _)), None) = (found.next(), found.next()) else {
+                let message = format!(
+                    "the class {class} of the data is not once among {}",
+                    classes.join(", ")
+                );
+                return Err(Error::new("data.classes", message));
+            };
+            labels.push(label);
+        }
+        let before = self.relabelled.as_deref();
+        let relabelled = match before {
+            Some(before) => before
+                .iter()
+                .filter_map(|&at| labels.get(at).copied())
+                .collect(),
+            None => labels.into(),
+        };
+        Ok(Self {
+            classes: classes.into(),
+            relabelled: Some(relabelled),
+            ..self.clone()
+        })
+    }
+
     /// A fact by key: `sample-rate`, in Hz.
     pub fn property(&self, key: &str) -> Option<String> {
         match (&*self.source, key) {
@@ -216,13 +377,22 @@ impl Dataset {
         }
     }
 
-    /// The name of a sample for people: its file's name, or its number within its file.
+    /// The name of a sample for people: its file's name, for images with the folders it is in, or
+    /// its number within its file.
     pub fn name(&self, index: usize) -> Option<String> {
         let index = *self.indices.get(index)?;
         Some(match &*self.source {
             Source::Images(images) => {
                 let file = images.path.file_name().unwrap_or_default();
                 format!("{}#{index}", file.to_string_lossy())
+            }
+            Source::ImageFiles { root, files } => {
+                let path = &files.get(index)?.path;
+                match path.strip_prefix(root) {
+                    Ok(inner) if inner.file_name().is_some() => inner.to_string_lossy(),
+                    _ => path.file_name().unwrap_or_default().to_string_lossy(),
+                }
+                .into_owned()
             }
             Source::Recordings { recordings, .. } => {
                 let file = recordings.get(index)?.path.file_name().unwrap_or_default();
@@ -234,39 +404,78 @@ impl Dataset {
     /// The label of a sample.
     pub(crate) fn label(&self, index: usize) -> Option<usize> {
         let index = *self.indices.get(index)?;
-        match &*self.source {
+        let label = match &*self.source {
             Source::Images(images) => images.labels.get(index).map(|&label| usize::from(label)),
+            Source::ImageFiles { files, .. } => files.get(index)?.label,
             Source::Recordings { recordings, .. } => recordings.get(index)?.label,
+        }?;
+        match &self.relabelled {
+            Some(labels) => labels.get(label).copied(),
+            None => Some(label),
         }
     }
 
-    /// The shape of a sample, without transforms.
-    pub(crate) fn shape(&self, index: usize) -> Vec<usize> {
+    /// The shape of a sample, without transforms. Errors: `data.sample`.
+    pub(crate) fn shape(&self, index: usize) -> Result<Vec<usize>, Error> {
+        let index = self.indices.get(index).copied().unwrap_or_default();
+        Ok(match &*self.source {
+            Source::Images(images) => vec![1, images.size[0], images.size[1]],
+            Source::ImageFiles { files, .. } => match files.get(index) {
+                Some(file) => {
+                    let [height, width] = image::size(&file.path)?;
+                    vec![3, height, width]
+                }
+                None => self.any_shape(),
+            },
+            Source::Recordings { recordings, .. } => {
+                vec![
+                    recordings
+                        .get(index)
+                        .map_or(0, |recording| recording.samples),
+                ]
+            }
+        })
+    }
+
+    /// A shape that a sample might have, without a look at any.
+    pub(crate) fn any_shape(&self) -> Vec<usize> {
         match &*self.source {
             Source::Images(images) => vec![1, images.size[0], images.size[1]],
-            Source::Recordings { recordings, .. } => {
-                let recording = self
-                    .indices
-                    .get(index)
-                    .and_then(|&index| recordings.get(index));
-                vec![recording.map_or(0, |recording| recording.samples)]
-            }
+            Source::ImageFiles { .. } => vec![3, 1, 1],
+            Source::Recordings { .. } => vec![1],
         }
+    }
+
+    /// Whether all samples have one shape, without transforms.
+    pub(crate) fn is_uniform(&self) -> bool {
+        matches!(*self.source, Source::Images(_))
     }
 
     /// Reads a sample. Errors: `data.sample`.
-    pub(crate) fn read(&self, index: usize) -> Result<Vec<f32>, Error> {
+    pub(crate) fn read(&self, index: usize) -> Result<Sample, Error> {
         let index = self.indices.get(index).copied().unwrap_or_default();
-        match &*self.source {
-            Source::Images(images) => {
-                let mut values = Vec::new();
-                images.read(index, &mut values);
-                Ok(values)
-            }
-            Source::Recordings { recordings, .. } => match recordings.get(index) {
-                Some(recording) => wav::read(&recording.path),
-                None => Ok(Vec::new()),
+        let nothing = || Sample::Audio(Vec::new());
+        Ok(match &*self.source {
+            Source::Images(images) => Sample::Image(images.read(index)),
+            Source::ImageFiles { files, .. } => match files.get(index) {
+                Some(file) => Sample::Image(image::read(&file.path)?),
+                None => nothing(),
             },
+            Source::Recordings { recordings, .. } => match recordings.get(index) {
+                Some(recording) => Sample::Audio(wav::read(&recording.path)?),
+                None => nothing(),
+            },
+        })
+    }
+
+    /// The samples at these positions, in this order.
+    fn part(&self, positions: &[usize]) -> Self {
+        Self {
+            indices: positions
+                .iter()
+                .filter_map(|&at| self.indices.get(at).copied())
+                .collect(),
+            ..self.clone()
         }
     }
 
@@ -297,87 +506,10 @@ impl Dataset {
             );
             return Err(Error::new("data.split", message));
         }
-        let part = |mut members: Vec<usize>| {
-            members.sort_unstable();
-            Self {
-                indices: members
-                    .iter()
-                    .filter_map(|&at| self.indices.get(at).copied())
-                    .collect(),
-                ..self.clone()
-            }
-        };
-        Ok((part(first), part(second)))
+        first.sort_unstable();
+        second.sort_unstable();
+        Ok((self.part(&first), self.part(&second)))
     }
-}
-
-/// The files and folders in a folder, by name.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let read = || -> std::io::Result<Vec<PathBuf>> {
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(folder)?.take(MAXIMUM_FILES) {
-            paths.push(entry?.path());
-        }
-        paths.sort();
-        Ok(paths)
-    };
-    read().map_err(|error| Error::format(folder, error))
-}
-
-/// The pairs of IDX files of images and labels, by part.
-fn pairs(entries: &[PathBuf]) -> BTreeMap<&'static str, (PathBuf, PathBuf)> {
-    let find = |prefix: String| {
-        entries
-            .iter()
-            .find(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.strip_prefix(&*prefix)
-                    .is_some_and(|rest| rest.starts_with(['-', '.']))
-            })
-            .cloned()
-    };
-    let mut found = BTreeMap::new();
-    for (part, names) in PARTS {
-        for name in names {
-            let files = (
-                find(format!("{name}-images")),
-                find(format!("{name}-labels")),
-            );
-            if let (Some(images), Some(labels)) = files {
-                found.insert(part, (images, labels));
-            }
-        }
-    }
-    found
-}
-
-/// The WAV files of a folder and of its sub-folders, with their classes.
-fn recordings_in(folder: &Path) -> Result<Vec<(PathBuf, Option<String>)>, Error> {
-    let is_wav = |path: &Path| {
-        let extension = path.extension().unwrap_or_default();
-        extension.eq_ignore_ascii_case("wav") && path.is_file()
-    };
-    let mut found = Vec::new();
-    for path in entries(folder)? {
-        if path.is_dir() {
-            let class = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let files = entries(&path)?.into_iter().filter(|file| is_wav(file));
-            found.extend(files.map(|file| (file, Some(class.clone()))));
-        } else if is_wav(&path) {
-            let name = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let class = name.split_once('_').map(|(class, _)| class.to_owned());
-            found.push((path, class.filter(|class| !class.is_empty())));
-        }
-    }
-    Ok(found)
 }
 
 /// Class names in their order: by value where all are numbers, else by name.
@@ -438,8 +570,11 @@ mod tests {
             (train.len(), train.label(2), train.kind()),
             (3, Some(1), Kind::Image)
         );
-        assert_eq!(train.shape(0), [1, 2, 1]);
-        assert_eq!(train.read(1).unwrap(), [0.2, 1.0]);
+        assert_eq!(train.shape(0).unwrap(), [1, 2, 1]);
+        let Sample::Image(pixels) = train.read(1).unwrap() else {
+            panic!("an image is read");
+        };
+        assert_eq!((pixels.channels, &*pixels.data), (1, &[51, 255][..]));
         assert_eq!(train.name(2).unwrap(), "train-images-idx3-ubyte#2");
         let error = Dataset::open(folder.path(), Some("validation")).unwrap_err();
         assert!(error.to_string().contains("it has train, test"), "{error}");

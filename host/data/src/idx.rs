@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use crate::error::Error;
+use crate::image::Pixels;
 
 /// Bytes that one file may hold when decompressed.
 const MAXIMUM_BYTES: u64 = 4 << 30;
@@ -54,15 +55,16 @@ impl Images {
         self.labels.len()
     }
 
-    /// Appends the values of an image, in 0 to 1.
-    pub(crate) fn read(&self, index: usize, out: &mut Vec<f32>) {
-        let pixels = self.size[0] * self.size[1];
-        let image = self
-            .pixels
-            .chunks_exact(pixels)
-            .nth(index)
-            .unwrap_or_default();
-        out.extend(image.iter().map(|&value| f32::from(value) / 255.0));
+    /// An image.
+    pub(crate) fn read(&self, index: usize) -> Pixels {
+        let [height, width] = self.size;
+        let image = self.pixels.chunks_exact(height * width).nth(index);
+        Pixels {
+            width,
+            height,
+            channels: 1,
+            data: image.unwrap_or_default().to_vec(),
+        }
     }
 }
 

@@ -8,7 +8,9 @@
 mod dataset;
 mod error;
 mod fingerprint;
+mod folder;
 mod idx;
+mod image;
 mod loader;
 mod random;
 mod transform;

@@ -34,6 +34,31 @@ impl Random {
         (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 
+    /// A number from 0 to 1, below 1.
+    pub(crate) fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A number from the first to the second.
+    pub(crate) fn between(&mut self, [least, most]: [f64; 2]) -> f64 {
+        least + (most - least) * self.unit()
+    }
+
+    /// Two independent numbers of the standard normal distribution (Box and Muller 1958).
+    pub(crate) fn normal_pair(&mut self) -> [f32; 2] {
+        let bits = self.bits();
+        let unit = |bits: u64| bits as f32 / (1u64 << 32) as f32;
+        // The first is above 0, so that its logarithm is finite.
+        let radius = (-2.0 * unit((bits >> 32) + 1).ln()).sqrt();
+        let (sine, cosine) = (std::f32::consts::TAU * unit(bits & 0xffff_ffff)).sin_cos();
+        [radius * cosine, radius * sine]
+    }
+
+    /// Whether what has this probability happens.
+    pub(crate) fn happens(&mut self, probability: f32) -> bool {
+        self.unit() < f64::from(probability)
+    }
+
     /// Fisher and Yates' shuffle.
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {

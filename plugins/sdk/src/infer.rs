@@ -159,14 +159,16 @@ impl Predictions<'_> {
 
 /// Predicts the class of every sample of the data set `input` with the weights given to the task.
 pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
-    let weights = Weights::parse(pipeline.name, &weights_metadata()?)?;
+    let metadata = weights_metadata()?;
+    let weights = Weights::parse(pipeline.name, &metadata)?;
+    let input = pipeline.input.for_inference(parameters, &metadata)?;
     let model = match &weights.model {
         Some(name) => pipeline.model(name)?,
         None => pipeline.chosen(parameters)?,
     };
     let size = batch_size(parameters)?;
-    let dataset = pipeline.input.open("input")?;
-    let loader = pipeline.input.loader(&dataset, size, false)?;
+    let dataset = input.open("input")?;
+    let loader = input.loader(&dataset, size, false)?;
     let labels = dataset.classes();
     let classes = u32::try_from(weights.classes.len()).unwrap_or(u32::MAX);
     let graph = graph(model, &loader.sample_shape()?, classes, !labels.is_empty())?;

@@ -175,7 +175,7 @@ impl Pipeline {
     fn training_properties(&self) -> Vec<Property> {
         let t = &self.training;
         let (optimizer, schedule) = (t.optimizer.name(), t.schedule.name());
-        vec![
+        let mut properties = vec![
             Property::integer("epochs", t.epochs, "Passes over the training data")
                 .minimum(1)
                 .maximum(100_000),
@@ -242,19 +242,23 @@ impl Pipeline {
             )
             .minimum(0.0)
             .maximum(100.0),
-        ]
+        ];
+        properties.extend(self.input.training_properties());
+        properties
     }
 
     fn inference_properties(&self) -> Vec<Property> {
         let batch_size = self.training.batch_size;
-        vec![
+        let mut properties = vec![
             Property::integer("batch_size", batch_size, "Samples in a step")
                 .minimum(1)
                 .maximum(65_536),
             Property::integer("top", TOP, "Classes listed with each prediction")
                 .minimum(1)
                 .maximum(1000),
-        ]
+        ];
+        properties.extend(self.input.inference_properties());
+        properties
     }
 
     /// The model of that name. Errors: `model.unknown` (the message lists those that exist).

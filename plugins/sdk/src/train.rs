@@ -11,6 +11,7 @@ use crate::host::model::{Plan, Session, reserve, resume_metadata, weights_metada
 use crate::host::task;
 use crate::host::types::Dtype;
 use crate::infer::read;
+use crate::input::Input;
 use crate::metrics::ConfusionMatrix;
 use crate::parameters::Parameters;
 use crate::pipeline::{Model, Optimizer, Pipeline};
@@ -95,18 +96,13 @@ pub(crate) fn batch_size(parameters: &Parameters) -> Result<u32> {
 }
 
 /// The training data and the validation data: what the user granted, or a part of each class.
-fn datasets(pipeline: &Pipeline, settings: &Settings) -> Result<(Dataset, Dataset)> {
-    let training = pipeline.input.open("train")?;
+fn datasets(input: &Input, settings: &Settings) -> Result<(Dataset, Dataset)> {
+    let training = input.open("train")?;
     if granted().iter().any(|name| name == "validation") {
-        let validation = pipeline.input.open("validation")?;
-        if validation.classes() != training.classes() {
-            let message = format!(
-                "the validation data has the classes {:?}, the training data {:?}: give both the same",
-                validation.classes(),
-                training.classes()
-            );
-            return Err(error("data.classes", message));
-        }
+        // A class may have no validation sample; one that training lacks is refused.
+        let validation = input
+            .open("validation")?
+            .with_classes(&training.classes())?;
         return Ok((training, validation));
     }
     training.split(1.0 - settings.validation_fraction, settings.seed)
@@ -422,12 +418,14 @@ fn resumed(facts: &[(String, String)]) -> Result<Option<Progress>> {
 pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     let settings = Settings::read(pipeline, parameters)?;
     let model = pipeline.chosen(parameters)?;
-    let (training, validation) = datasets(pipeline, &settings)?;
+    let input = pipeline.input.for_training(parameters)?;
+    let (training, validation) = datasets(&input, &settings)?;
     let (classes, count) = classes(&training, parameters)?;
     let mut facts = facts(pipeline, model, &classes, [&training, &validation]);
     let resumed = resumed(&facts)?;
     facts.push(("plugin_version".to_owned(), pipeline.version.to_owned()));
     facts.push(("parameters".to_owned(), task::parameters()));
+    facts.extend(input.metadata());
     task::log(
         "info",
         &format!(
@@ -438,15 +436,11 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     );
 
     let validation_samples = validation.length();
-    let training = pipeline
-        .input
-        .loader(&training, settings.batch_size, true)?;
+    let training = input.loader(&training, settings.batch_size, true)?;
     if settings.shuffle {
         training.shuffle(settings.seed);
     }
-    let validation = pipeline
-        .input
-        .loader(&validation, settings.batch_size, false)?;
+    let validation = input.loader(&validation, settings.batch_size, false)?;
     let shape = training.sample_shape()?;
     let train = Graph::new(Mode::Train, settings.seed);
     let loss = classifier(&train, model, &shape, count, settings.label_smoothing)?;

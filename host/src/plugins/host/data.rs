@@ -1,19 +1,69 @@
 //! `data`: the data sets that the user granted, and their loaders.
 
+use std::path::Path;
+
 use wasmtime::component::Resource;
 
 use super::State;
 use super::error::{HostError, Result};
+use super::task::line;
 use crate::plugins::bindings::hangar::pipeline::data;
+use crate::worker::protocol::FromWorker;
 
 /// Loaders alive at once: each reads ahead on threads of its own.
 const LOADERS: usize = 16;
+
+/// Damaged files named in the log, of one data set.
+const SKIPPED_NAMED: usize = 1_000;
 
 /// A data set, or a part of one.
 pub struct Dataset(::data::Dataset);
 
 /// Batches of a data set.
 pub struct Loader(pub(super) ::data::Loader);
+
+impl State {
+    /// Where a granted data set lies, and which part of it is granted.
+    fn granted_data(&self, name: &str) -> Result<(&Path, Option<&str>)> {
+        let data = &self.grants.data;
+        let Some(grant) = data.iter().find(|grant| grant.name == name) else {
+            let granted: Vec<_> = data.iter().map(|grant| &*grant.name).collect();
+            let message = format!(
+                "the data set `{name}` is not granted; granted are: {}",
+                if granted.is_empty() {
+                    "none".to_owned()
+                } else {
+                    granted.join(", ")
+                }
+            );
+            return Err(HostError::new("data.unknown", message));
+        };
+        Ok((&grant.path, grant.part.as_deref()))
+    }
+
+    /// Says in the task's log which samples are left out of a data set.
+    fn tell_skipped(&self, name: &str, left: usize, damaged: &[::data::Error]) {
+        if damaged.is_empty() {
+            return;
+        }
+        let warn = |message: String| {
+            self.tell(FromWorker::Log {
+                level: "warning".to_owned(),
+                message: line(&message),
+            });
+        };
+        for error in damaged.iter().take(SKIPPED_NAMED) {
+            warn(format!("skipped {error}"));
+        }
+        let count = damaged.len();
+        warn(match count.checked_sub(SKIPPED_NAMED) {
+            None | Some(0) => format!("{name}: {count} damaged files are skipped, {left} are left"),
+            Some(more) => format!(
+                "{name}: {count} damaged files are skipped, {left} are left; {more} are not named"
+            ),
+        });
+    }
+}
 
 impl data::Host for State {
     fn granted(&mut self) -> wasmtime::Result<Vec<String>> {
@@ -29,20 +79,50 @@ impl data::Host for State {
 impl data::HostDataset for State {
     fn open(&mut self, name: String) -> Result<Resource<Dataset>> {
         self.check_cancelled()?;
-        let Some(grant) = self.grants.data.iter().find(|grant| grant.name == name) else {
-            let granted: Vec<_> = self.grants.data.iter().map(|grant| &*grant.name).collect();
-            let message = format!(
-                "the data set `{name}` is not granted; granted are: {}",
-                if granted.is_empty() {
-                    "none".to_owned()
-                } else {
-                    granted.join(", ")
-                }
-            );
-            return Err(HostError::new("data.unknown", message));
-        };
-        let opened = ::data::Dataset::open(&grant.path, grant.part.as_deref())?;
+        let (path, part) = self.granted_data(&name)?;
+        let opened = ::data::Dataset::open(path, part)?;
         Ok(self.table.push(Dataset(opened))?)
+    }
+
+    fn open_with(
+        &mut self,
+        name: String,
+        options: Vec<(String, String)>,
+    ) -> Result<Resource<Dataset>> {
+        let mut skip = false;
+        for (option, value) in &options {
+            skip = match (&**option, &**value) {
+                ("damaged", "refuse") => false,
+                ("damaged", "skip") => true,
+                ("damaged", _) => {
+                    let message = format!("`damaged` is `{value}`, not one of refuse, skip");
+                    return Err(HostError::new("option.value", message));
+                }
+                _ => {
+                    let message = format!("`{option}` is not an option of a data set: damaged is");
+                    return Err(HostError::new("option.unknown", message));
+                }
+            };
+        }
+        if !skip {
+            return data::HostDataset::open(self, name);
+        }
+        self.check_cancelled()?;
+        let (path, part) = self.granted_data(&name)?;
+        let threads = self.grants.threads;
+        let (opened, damaged) =
+            ::data::Dataset::open_readable(path, part, threads, &self.grants.cancelled)?;
+        self.tell_skipped(&name, opened.len(), &damaged);
+        Ok(self.table.push(Dataset(opened))?)
+    }
+
+    fn with_classes(
+        &mut self,
+        dataset: Resource<Dataset>,
+        classes: Vec<String>,
+    ) -> Result<Resource<Dataset>> {
+        let relabelled = self.table.get(&dataset)?.0.with_classes(classes)?;
+        Ok(self.table.push(Dataset(relabelled))?)
     }
 
     fn kind(&mut self, dataset: Resource<Dataset>) -> wasmtime::Result<String> {
@@ -126,8 +206,7 @@ impl data::HostLoader for State {
     ) -> Result<()> {
         let loader = &mut self.table.get_mut(&loader)?.0;
         let transform = ::data::Transform::parse(loader.kind(), &name, &options)?;
-        loader.push(transform);
-        Ok(())
+        Ok(loader.push(transform)?)
     }
 
     fn sample_shape(&mut self, loader: Resource<Loader>) -> Result<Vec<u32>> {

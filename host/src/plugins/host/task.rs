@@ -18,7 +18,7 @@ const TEXT: usize = 4_096;
 const METRICS: usize = 256;
 
 /// Text of a plugin as one line that a terminal can show.
-fn line(text: &str) -> String {
+pub(super) fn line(text: &str) -> String {
     let mut line: String = text
         .chars()
         .take(TEXT)
