@@ -260,11 +260,14 @@ struct Progress {
     ended: bool,
 }
 
+/// The runs of a batch: the values of each as bytes, once it is made.
+type Runs = Vec<Option<Result<Vec<u8>, Error>>>;
+
 /// A batch from its first run on.
 #[derive(Debug)]
 enum Making {
     /// Its runs, and how many of them are still to come.
-    Runs(Vec<Option<Result<Vec<u8>, Error>>>, usize),
+    Runs(Runs, usize),
     /// Complete.
     Complete(Result<Batch, Error>),
 }
@@ -321,12 +324,7 @@ impl Shared {
     }
 
     /// Adds a run to its batch; all runs of the batch where it was the last to come.
-    fn add(
-        &self,
-        batch: usize,
-        run: usize,
-        made: Result<Vec<u8>, Error>,
-    ) -> Option<Vec<Option<Result<Vec<u8>, Error>>>> {
+    fn add(&self, batch: usize, run: usize, made: Result<Vec<u8>, Error>) -> Option<Runs> {
         let mut progress = self.progress();
         let at = batch - progress.taken;
         let Some(Making::Runs(runs, missing)) = progress.batches.get_mut(at) else {
@@ -454,11 +452,7 @@ impl Work {
     }
 
     /// A batch of all its runs. Errors: that of the first sample that could not be read.
-    fn join(
-        &self,
-        batch: usize,
-        runs: Vec<Option<Result<Vec<u8>, Error>>>,
-    ) -> Result<Batch, Error> {
+    fn join(&self, batch: usize, runs: Runs) -> Result<Batch, Error> {
         let members = self.members(batch);
         let mut runs = runs.into_iter().flatten();
         let mut bytes = runs.next().transpose()?.unwrap_or_default();

@@ -44,7 +44,7 @@ impl Clahe {
 
     fn equalised(&self, grey: &[u8], width: usize, height: usize) -> Vec<u8> {
         // An image that the tiles do not divide is mirrored at its right and lower edges.
-        let divided = width % self.columns == 0 && height % self.rows == 0;
+        let divided = width.is_multiple_of(self.columns) && height.is_multiple_of(self.rows);
         let extended = |size: usize, tiles: usize| match divided {
             true => size / tiles,
             false => (size + tiles - size % tiles) / tiles,
@@ -121,11 +121,10 @@ fn clip(counts: &mut [usize; 256], limit: usize) {
     }
     let rest = clipped % 256;
     counts.iter_mut().for_each(|count| *count += clipped / 256);
-    if rest > 0 {
-        let step = (256 / rest).max(1);
-        let spread = counts.iter_mut().step_by(step).take(rest);
-        spread.for_each(|count| *count += 1);
-    }
+    // The rest is below 256.
+    let step = 256usize.checked_div(rest).unwrap_or(1);
+    let spread = counts.iter_mut().step_by(step).take(rest);
+    spread.for_each(|count| *count += 1);
 }
 
 /// The two tiles whose middles a position lies between, and how far it is on the way.
