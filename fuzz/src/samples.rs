@@ -48,7 +48,7 @@ fn read(folder: &Path, part: Option<&str>) {
         return;
     };
     if let (true, Ok(fit)) = (audio, fit) {
-        loader.push(fit);
+        let _ = loader.push(fit);
     }
     if loader.start(0).is_ok() {
         while let Some(Ok(_)) = loader.next(&AtomicBool::new(false)) {}
