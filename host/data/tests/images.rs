@@ -1,6 +1,13 @@
 //! Images and their transforms against what Pillow, torchvision and OpenCV make of the same files
 //! (`tests/images`, written by `tests/images/figures.py`); and whatever bytes a file holds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -202,7 +209,7 @@ fn colours_blur_sharpening_and_equalisation_are_those_of_their_models() {
 #[test]
 fn noise_has_its_deviation() {
     let grey = transform("colour-jitter", &[("contrast", "0,0")]);
-    let level = made(&file("files/scene.png"), &[grey.clone()]).unwrap();
+    let level = made(&file("files/scene.png"), std::slice::from_ref(&grey)).unwrap();
     let noise = transform("noise", &[("deviation", "0.1")]);
     let noisy = made(&file("files/scene.png"), &[grey, noise]).unwrap();
     let pairs = noisy.values.iter().zip(&level.values);
@@ -443,7 +450,7 @@ fn a_size_beyond_reason_is_refused_before_memory_is_taken() {
     let path = folder.path().join("long.png");
     std::fs::copy(file("files/scene.png"), &path).unwrap();
     let resize = transform("resize", &[("short-side", "16384")]);
-    let refusal = made(&path, &[resize.clone()]).unwrap_err();
+    let refusal = made(&path, std::slice::from_ref(&resize)).unwrap_err();
     assert_eq!(refusal.code(), "data.batch-size");
     let crop = transform("centre-crop", &[("height", "8"), ("width", "8")]);
     let refusal = made(&path, &[resize, crop]).unwrap_err().to_string();
