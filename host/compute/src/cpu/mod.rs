@@ -24,6 +24,7 @@ mod run;
 mod session;
 mod signal;
 mod softmax;
+mod tile;
 
 use std::sync::Arc;
 
