@@ -8,8 +8,10 @@ use std::sync::Arc;
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Graph, Leaf, Node, Value, Variable};
+use crate::ops::Op;
+use crate::ops::conv::Conv2d;
+use crate::ops::geometry::{Geometry, Pass};
 use crate::ops::norm::LayerNorm;
-use crate::ops::{Op, conv};
 use crate::passes::epilogue::epilogues;
 use crate::passes::in_place::{root, taken};
 use crate::passes::memory::{ALIGNMENT, Lifetime, place};
@@ -341,20 +343,15 @@ fn reads(node: &Node) -> &[Value] {
 /// Bytes of workspace that a node's kernel takes at a batch size.
 fn workspace_bytes(graph: &Graph, node: &Node, batch: u64) -> Result<u64, Error> {
     let shape = |v: Value| graph.node(v).shape.at(batch as usize);
+    let own = || node.shape.at(batch as usize);
+    let convolution = |c: &Conv2d, x: &[usize], weight: &[usize], pass| {
+        Geometry::new(c, x, weight).and_then(|g| g.workspace(pass))
+    };
+    let operand = |i: usize| shape(node.inputs[i]);
     let elements = match &node.op {
-        Op::Conv2d(c) => conv::workspace(c, &shape(node.inputs[0]), &shape(node.inputs[1]), false),
-        Op::Conv2dInputGradient(c) => conv::workspace(
-            c,
-            &node.shape.at(batch as usize),
-            &shape(node.inputs[1]),
-            false,
-        ),
-        Op::Conv2dWeightGradient(c) => conv::workspace(
-            c,
-            &shape(node.inputs[0]),
-            &node.shape.at(batch as usize),
-            true,
-        ),
+        Op::Conv2d(c) => convolution(c, &operand(0), &operand(1), Pass::Forward),
+        Op::Conv2dInputGradient(c) => convolution(c, &own(), &operand(1), Pass::Input),
+        Op::Conv2dWeightGradient(c) => convolution(c, &operand(0), &own(), Pass::Weight),
         Op::LayerNormParameterGradient(_) => {
             let x = shape(node.inputs[0]);
             let size = x.last().copied().unwrap_or(1);

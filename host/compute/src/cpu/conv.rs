@@ -1,284 +1,291 @@
-//! Convolution as a product with a matrix of patches, image by image (Chellapilla, Puri and Simard
-//! 2006). A batch is divided into lanes, each with a workspace of its own.
+//! Convolution: each pass by the method that its geometry asks for.
 
 use super::chunks::Workers;
 use super::matmul::{Matrix, gemm};
-use crate::ops::conv::Geometry;
+use super::{conv_depthwise, conv_weight, conv_windows};
+use crate::ops::geometry::{Geometry, LANES, Method, Pass};
 
-/// Sizes of one group of channels.
-struct Group {
-    count: usize,
-    /// Elements of an image's channels in a group, and of its results.
-    image: usize,
-    result: usize,
-    /// Channels of results.
-    out: usize,
-    /// Elements of a group's weights.
-    weight: usize,
-    /// Elements of the patch matrix.
-    matrix: usize,
-}
+/// What is done to each piece of a result while it is in the cache: the index of its first element,
+/// and its elements.
+pub(crate) type Finish<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
-impl Group {
-    fn new(g: &Geometry) -> Self {
-        let count = g.attributes.groups as usize;
-        let out = g.out / count;
-        Self {
-            count,
-            image: g.channels / count * g.height * g.width,
-            result: out * g.pixels(),
-            out,
-            weight: out * g.patch(),
-            matrix: if g.is_pointwise() {
-                0
-            } else {
-                g.patch() * g.pixels()
-            },
-        }
-    }
-}
-
-/// Calls `work` with the number, the part of `out` (`size` elements) and the patch matrix of every
-/// lane, side by side on the workers.
-fn lanes(
+/// Divides units of work among lanes, each with `size` elements of the workspace.
+pub(super) fn deal<T: Send>(
     workers: Workers<'_>,
-    out: &mut [f32],
-    size: usize,
-    matrices: &mut [f32],
-    matrix: usize,
-    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync + Send,
+    units: Vec<T>,
+    (workspace, size): (&mut [f32], usize),
+    work: impl Fn(T, &mut [f32]) + Sync + Send,
 ) {
-    let mut lanes: Vec<(&mut [f32], &mut [f32])> = Vec::new();
-    let mut matrices = matrices;
-    for out in out.chunks_mut(size) {
-        let (own, rest) = std::mem::take(&mut matrices).split_at_mut(matrix);
-        matrices = rest;
-        lanes.push((out, own));
-    }
-    let lanes: Vec<_> = lanes.into_iter().enumerate().collect();
-    workers.each(lanes, |(lane, (out, matrix))| work(lane, out, matrix));
-}
-
-/// The columns of a window that fall into the image: for `columns` results, those from the first
-/// whose input index `column·stride + offset − padding` is at least 0 to the last below `width`.
-fn valid(
-    columns: usize,
-    stride: usize,
-    offset: usize,
-    padding: usize,
-    width: usize,
-) -> (usize, usize) {
-    let first = padding.saturating_sub(offset).div_ceil(stride).min(columns);
-    let end = (width + padding)
-        .saturating_sub(offset)
-        .div_ceil(stride)
-        .clamp(first, columns);
-    (first, end)
-}
-
-/// Calls `row` for every row of results of every row of the patch matrix: where the row starts in
-/// the matrix; the image's row, where it falls into the image; the first and end columns that do,
-/// and the column of the image that the first falls on.
-fn patches(g: &Geometry, mut row: impl FnMut(usize, Option<usize>, (usize, usize), usize)) {
-    let c = &g.attributes;
-    let pair = |(a, b): (u32, u32)| (a as usize, b as usize);
-    let (stride, padding, dilation) = (pair(c.stride), pair(c.padding), pair(c.dilation));
-    let channels = g.channels / c.groups as usize;
-    let mut at = 0;
-    for channel in 0..channels {
-        for i in 0..g.kernel.0 {
-            for j in 0..g.kernel.1 {
-                let offset = j * dilation.1;
-                let (first, end) = valid(g.columns, stride.1, offset, padding.1, g.width);
-                let column = (first * stride.1 + offset).saturating_sub(padding.1);
-                for y in 0..g.rows {
-                    let line = (y * stride.0 + i * dilation.0)
-                        .checked_sub(padding.0)
-                        .filter(|&line| line < g.height)
-                        .map(|line| (channel * g.height + line) * g.width);
-                    row(at, line, (first, end), column);
-                    at += g.columns;
-                }
+    let lanes = units.len().clamp(1, LANES);
+    let (each, more) = (units.len() / lanes, units.len() % lanes);
+    let mut units = units.into_iter();
+    let lanes = workspace.chunks_exact_mut(size.max(1)).take(lanes);
+    let lanes = lanes.enumerate().map(|(lane, buffer)| {
+        let count = each + usize::from(lane < more);
+        (units.by_ref().take(count).collect::<Vec<T>>(), buffer)
+    });
+    workers.each(lanes.collect(), |(units, buffer)| {
+        for unit in units {
+            if workers.cancelled() {
+                return;
             }
-        }
-    }
-}
-
-/// The patch matrix `[patch, pixels]` of a group's image.
-fn gather(g: &Geometry, image: &[f32], matrix: &mut [f32]) {
-    let stride = g.attributes.stride.1 as usize;
-    patches(g, |at, line, (first, end), column| {
-        let row = &mut matrix[at..at + g.columns];
-        let Some(line) = line.filter(|_| first < end) else {
-            row.fill(0.0);
-            return;
-        };
-        row[..first].fill(0.0);
-        row[end..].fill(0.0);
-        let source = &image[line + column..line + g.width];
-        if stride == 1 {
-            row[first..end].copy_from_slice(&source[..end - first]);
-        } else {
-            let source = source.iter().step_by(stride);
-            row[first..end]
-                .iter_mut()
-                .zip(source)
-                .for_each(|(y, &x)| *y = x);
+            work(unit, buffer);
         }
     });
 }
 
-/// Adds a patch matrix back to the image it would come from.
-fn scatter(g: &Geometry, matrix: &[f32], image: &mut [f32]) {
-    let stride = g.attributes.stride.1 as usize;
-    patches(g, |at, line, (first, end), column| {
-        let Some(line) = line.filter(|_| first < end) else {
-            return;
-        };
-        let row = &matrix[at + first..at + end];
-        let target = image[line + column..line + g.width]
-            .iter_mut()
-            .step_by(stride);
-        target.zip(row).for_each(|(y, &x)| *y += x);
-    });
-}
-
-/// out `[batch, out, rows, columns]` of x and weight.
+/// out `[batch, out, rows, columns]` of x and weight; `finish` is called with every part of it.
 pub(crate) fn forward(
     workers: Workers<'_>,
     g: &Geometry,
-    x: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
+    (x, weight, bias): (&[f32], &[f32], Option<&[f32]>),
     out: &mut [f32],
     workspace: &mut [f32],
+    finish: Finish<'_>,
 ) {
-    let group = Group::new(g);
-    let (image, result) = (group.image * group.count, group.result * group.count);
-    let images = g.batch.div_ceil(g.lanes());
-    lanes(
-        workers,
-        out,
-        images * result,
-        workspace,
-        group.matrix,
-        |lane, out, matrix| {
-            for (n, out) in out.chunks_exact_mut(result).enumerate() {
-                if workers.cancelled() {
-                    return;
-                }
+    match g.method(Pass::Forward) {
+        Method::Pixel => {
+            for (out, bias) in out.chunks_exact_mut(g.out).zip(std::iter::repeat(bias)) {
                 if let Some(bias) = bias {
-                    let planes = out.chunks_exact_mut(g.pixels());
-                    planes.zip(bias).for_each(|(plane, &bias)| plane.fill(bias));
-                }
-                let x = &x[(lane * images + n) * image..];
-                for (k, out) in out.chunks_exact_mut(group.result).enumerate() {
-                    let x = &x[k * group.image..][..group.image];
-                    let weight = Matrix::new(&weight[k * group.weight..], group.out, g.patch());
-                    let columns = if g.is_pointwise() {
-                        x
-                    } else {
-                        gather(g, x, matrix);
-                        &*matrix
-                    };
-                    let columns = Matrix::new(columns, g.patch(), g.pixels());
-                    gemm(workers.alone(), weight, columns, out, bias.is_some());
+                    out.copy_from_slice(bias);
                 }
             }
-        },
-    );
+            let x = Matrix::new(x, g.batch, g.channels);
+            let weight = Matrix::new(weight, g.out, g.channels).transposed();
+            gemm(workers, x, weight, out, bias.is_some());
+            finish(0, out);
+        }
+        Method::Depthwise => {
+            conv_depthwise::forward(workers, g, (x, weight, bias), out, workspace, finish);
+        }
+        Method::Dots => {
+            conv_windows::dots(workers, g, (x, weight, bias), out, workspace, finish);
+        }
+        Method::Windows => {
+            conv_windows::forward(workers, g, (x, weight, bias), out, workspace, finish);
+        }
+    }
 }
 
-/// dx = the patches' gradients weightᵀ·dy, added back to the image.
+/// dx of dy and weight.
 pub(crate) fn input_gradient(
     workers: Workers<'_>,
     g: &Geometry,
-    dy: &[f32],
-    weight: &[f32],
+    (dy, weight): (&[f32], &[f32]),
     dx: &mut [f32],
     workspace: &mut [f32],
 ) {
-    let group = Group::new(g);
-    let (image, result) = (group.image * group.count, group.result * group.count);
-    let images = g.batch.div_ceil(g.lanes());
-    lanes(
-        workers,
-        dx,
-        images * image,
-        workspace,
-        group.matrix,
-        |lane, dx, matrix| {
-            for (n, dx) in dx.chunks_exact_mut(image).enumerate() {
-                if workers.cancelled() {
-                    return;
-                }
-                let dy = &dy[(lane * images + n) * result..];
-                for (k, dx) in dx.chunks_exact_mut(group.image).enumerate() {
-                    let dy = Matrix::new(&dy[k * group.result..], group.out, g.pixels());
-                    let weight = Matrix::new(&weight[k * group.weight..], group.out, g.patch());
-                    if g.is_pointwise() {
-                        gemm(workers.alone(), weight.transposed(), dy, dx, false);
-                    } else {
-                        gemm(workers.alone(), weight.transposed(), dy, matrix, false);
-                        dx.fill(0.0);
-                        scatter(g, matrix, dx);
-                    }
-                }
-            }
-        },
-    );
+    match g.method(Pass::Input) {
+        Method::Pixel => {
+            let dy = Matrix::new(dy, g.batch, g.out);
+            let weight = Matrix::new(weight, g.out, g.channels);
+            gemm(workers, dy, weight, dx, false);
+        }
+        Method::Depthwise => {
+            conv_depthwise::input_gradient(workers, g, (dy, weight), dx, workspace);
+        }
+        Method::Dots | Method::Windows => {
+            conv_windows::input_gradient(workers, g, (dy, weight), dx, workspace);
+        }
+    }
 }
 
-/// dw = Σ dy·patchesᵀ over the batch: a sum a lane, added in the lanes' order.
+/// dw of x and dy, summed over the batch.
 pub(crate) fn weight_gradient(
     workers: Workers<'_>,
     g: &Geometry,
-    x: &[f32],
-    dy: &[f32],
+    (x, dy): (&[f32], &[f32]),
     dw: &mut [f32],
     workspace: &mut [f32],
 ) {
-    let group = Group::new(g);
-    let (image, result) = (group.image * group.count, group.result * group.count);
-    let images = g.batch.div_ceil(g.lanes());
-    let used = g.batch.div_ceil(images) * dw.len();
-    let (sums, matrices) = workspace.split_at_mut(dw.len() * g.lanes());
-    let sums = &mut sums[..used];
-    lanes(
-        workers,
-        sums,
-        dw.len(),
-        matrices,
-        group.matrix,
-        |lane, sum, matrix| {
-            for n in lane * images..((lane + 1) * images).min(g.batch) {
-                if workers.cancelled() {
-                    return;
-                }
-                let (x, dy) = (&x[n * image..], &dy[n * result..]);
-                for (k, sum) in sum.chunks_exact_mut(group.weight).enumerate() {
-                    let x = &x[k * group.image..][..group.image];
-                    let dy = Matrix::new(&dy[k * group.result..], group.out, g.pixels());
-                    let columns = if g.is_pointwise() {
-                        x
-                    } else {
-                        gather(g, x, matrix);
-                        &*matrix
-                    };
-                    let columns = Matrix::new(columns, g.patch(), g.pixels());
-                    gemm(
-                        workers.alone(),
-                        dy,
-                        columns.transposed(),
-                        sum,
-                        n > lane * images,
-                    );
+    match g.method(Pass::Weight) {
+        Method::Pixel => {
+            let x = Matrix::new(x, g.batch, g.channels);
+            let dy = Matrix::new(dy, g.batch, g.out).transposed();
+            gemm(workers, dy, x, dw, false);
+        }
+        Method::Depthwise => {
+            conv_depthwise::weight_gradient(workers, g, (x, dy), dw, workspace);
+        }
+        Method::Dots | Method::Windows => {
+            conv_weight::weight_gradient(workers, g, (x, dy), dw, workspace);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::conv::Conv2d;
+    use proptest::prelude::*;
+    use std::sync::atomic::AtomicBool;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        let number = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0;
+        (0..count).map(number).collect()
+    }
+
+    /// Calls `each` with the index of a result, of the element of x and of the weight that it takes.
+    fn terms(g: &Geometry, mut each: impl FnMut(usize, usize, usize)) {
+        let (groups, window) = (g.groups(), g.kernel.0 * g.kernel.1);
+        let (from, to) = (g.channels / groups, g.out / groups);
+        let (stride, padding, dilation) = (g.stride(), g.padding(), g.dilation());
+        for y in 0..g.batch * g.out * g.pixels() {
+            let (n, k) = (y / g.pixels() / g.out, y / g.pixels() % g.out);
+            let (row, column) = (y % g.pixels() / g.columns, y % g.columns);
+            for c in 0..from {
+                for tap in 0..window {
+                    let (i, j) = (tap / g.kernel.1, tap % g.kernel.1);
+                    let i = (row * stride.0 + i * dilation.0).checked_sub(padding.0);
+                    let j = (column * stride.1 + j * dilation.1).checked_sub(padding.1);
+                    if let (Some(i), Some(j)) = (i, j)
+                        && i < g.height
+                        && j < g.width
+                    {
+                        let channel = n * g.channels + k / to * from + c;
+                        let x = (channel * g.height + i) * g.width + j;
+                        each(y, x, (k * from + c) * window + tap);
+                    }
                 }
             }
-        },
-    );
-    dw.fill(0.0);
-    for sum in sums.chunks_exact(dw.len()) {
-        dw.iter_mut().zip(sum).for_each(|(y, &x)| *y += x);
+        }
+    }
+
+    fn close(name: &str, g: &Geometry, y: &[f32], expected: &[f64]) {
+        let square = |x: f64| x * x;
+        let error: f64 = y
+            .iter()
+            .zip(expected)
+            .map(|(&y, e)| square(f64::from(y) - e))
+            .sum();
+        let norm: f64 = expected.iter().map(|&e| square(e)).sum();
+        let relative = (error / norm.max(1e-30)).sqrt();
+        assert!(relative < 1e-5, "{name} of {g:?}: error {relative}");
+    }
+
+    /// All passes against their definition, each on a poisoned workspace of the planned size, and
+    /// with the same bits on two threads.
+    fn check(g: &Geometry) {
+        let window = g.kernel.0 * g.kernel.1;
+        let count = g.batch * g.channels * g.height * g.width;
+        let (x, bias) = (numbers(count, 1), numbers(g.out, 2));
+        let weight = numbers(g.out * g.channels / g.groups() * window, 3);
+        let dy = numbers(g.batch * g.out * g.pixels(), 4);
+        let mut y = vec![0.0; dy.len()];
+        let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = f64::from(bias[i / g.pixels() % g.out]);
+        }
+        let product = |a: f32, b: f32| f64::from(a) * f64::from(b);
+        terms(g, |i, from, by| {
+            y[i] += product(x[from], weight[by]);
+            dx[from] += product(dy[i], weight[by]);
+            dw[by] += product(dy[i], x[from]);
+        });
+        let never = AtomicBool::new(false);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(2)
+            .build()
+            .unwrap();
+        let run = |pass: Pass, size: usize, many: bool| {
+            let mut workspace = vec![f32::NAN; g.workspace(pass).unwrap()];
+            let mut out = vec![f32::NAN; size];
+            let workers = Workers::new(many, &never);
+            pool.install(|| match pass {
+                Pass::Forward => {
+                    let finish = |first: usize, part: &mut [f32]| {
+                        let numbers = part.iter_mut().enumerate();
+                        numbers.for_each(|(i, y)| *y += (first + i) as f32);
+                    };
+                    let operands = (&*x, &*weight, Some(&*bias));
+                    forward(workers, g, operands, &mut out, &mut workspace, &finish);
+                    let numbers = out.iter_mut().enumerate();
+                    numbers.for_each(|(i, y)| *y -= i as f32);
+                }
+                Pass::Input => {
+                    input_gradient(workers, g, (&dy, &weight), &mut out, &mut workspace);
+                }
+                Pass::Weight => {
+                    weight_gradient(workers, g, (&x, &dy), &mut out, &mut workspace);
+                }
+            });
+            out
+        };
+        for (name, pass, expected) in [
+            ("result", Pass::Forward, &y),
+            ("dx", Pass::Input, &dx),
+            ("dw", Pass::Weight, &dw),
+        ] {
+            let (alone, many) = (
+                run(pass, expected.len(), false),
+                run(pass, expected.len(), true),
+            );
+            assert!(alone == many, "{name} of {g:?} differs on two threads");
+            close(name, g, &alone, expected);
+        }
+    }
+
+    fn geometry(
+        batch: usize,
+        (channels, out): (usize, usize),
+        size: (usize, usize),
+        kernel: (usize, usize),
+        attributes: Conv2d,
+    ) -> Option<Geometry> {
+        let weight = [
+            out,
+            channels / attributes.groups as usize,
+            kernel.0,
+            kernel.1,
+        ];
+        Geometry::new(&attributes, &[batch, channels, size.0, size.1], &weight)
+    }
+
+    #[test]
+    fn every_method_gives_the_definition_on_layers_of_models() {
+        let square = |stride: u32, padding: u32, groups: usize| Conv2d {
+            stride: (stride, stride),
+            padding: (padding, padding),
+            dilation: (1, 1),
+            groups: groups as u32,
+        };
+        for (batch, channels, side, out, kernel, stride, groups) in [
+            (1, 3, 61, 16, 7, 2, 1),
+            (2, 24, 28, 20, 3, 1, 1),
+            (5, 20, 7, 24, 3, 1, 1),
+            (1, 16, 40, 17, 3, 2, 1),
+            (1, 40, 7, 33, 3, 1, 1),
+            (3, 40, 7, 33, 1, 1, 1),
+            (3, 16, 33, 18, 1, 2, 1),
+            (4, 70, 1, 30, 1, 1, 1),
+            (2, 19, 23, 19, 5, 1, 19),
+            (2, 19, 23, 19, 3, 2, 19),
+            (2, 18, 9, 12, 3, 1, 3),
+        ] {
+            let attributes = square(stride, kernel as u32 / 2, groups);
+            let kernel = (kernel, kernel);
+            let g = geometry(batch, (channels, out), (side, side), kernel, attributes);
+            check(&g.unwrap());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_method_gives_the_definition(
+            batch in 1usize..6,
+            groups in 1usize..4,
+            (from, to) in prop_oneof![Just((1, 1)), (1usize..24, 1usize..24)],
+            size in (1usize..24, 1usize..24),
+            kernel in (1usize..6, 1usize..6),
+            stride in (1u32..4, 1u32..4),
+            padding in (0u32..4, 0u32..4),
+            dilation in (1u32..3, 1u32..3),
+        ) {
+            let attributes = Conv2d { stride, padding, dilation, groups: groups as u32 };
+            let channels = (from * groups, to * groups);
+            if let Some(g) = geometry(batch, channels, size, kernel, attributes) {
+                check(&g);
+            }
+        }
     }
 }

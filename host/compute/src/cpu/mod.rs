@@ -5,6 +5,9 @@
 
 mod chunks;
 mod conv;
+mod conv_depthwise;
+mod conv_weight;
+mod conv_windows;
 mod elementwise;
 mod functions;
 mod fused;

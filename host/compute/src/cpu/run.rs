@@ -12,8 +12,8 @@ use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Node, Value};
 use crate::ops::Op;
-use crate::ops::conv::Geometry;
 use crate::ops::fused::Program;
+use crate::ops::geometry::Geometry;
 use crate::ops::optimizer::Optimizer;
 use crate::passes::memory::ALIGNMENT;
 use crate::plan::Place;
@@ -432,16 +432,16 @@ fn float_kernel(
         Op::Conv2d(c) => {
             let g = geometry(c, &shape(0), &shape(1))?;
             let bias = (x.len() > 2).then(|| get(2));
-            conv::forward(workers, &g, get(0), get(1), bias, out, workspace);
-            finish_all(workers, out, finish);
+            let operands = (get(0), get(1), bias);
+            conv::forward(workers, &g, operands, out, workspace, finish);
         }
         Op::Conv2dInputGradient(c) => {
             let g = geometry(c, &own, &shape(1))?;
-            conv::input_gradient(workers, &g, get(0), get(1), out, workspace);
+            conv::input_gradient(workers, &g, (get(0), get(1)), out, workspace);
         }
         Op::Conv2dWeightGradient(c) => {
             let g = geometry(c, &shape(0), &own)?;
-            conv::weight_gradient(workers, &g, get(0), get(1), out, workspace);
+            conv::weight_gradient(workers, &g, (get(0), get(1)), out, workspace);
         }
         Op::Pool2d(pool) => pool::pool2d(workers, pool, get(0), &shape(0), (out, &own)),
         Op::Pool2dGradient(pool) => {

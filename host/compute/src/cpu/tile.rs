@@ -4,10 +4,6 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Terms of a product that are added before its result is written: a strip of so many rows stays in
-/// the first cache.
-pub(crate) const DEPTH: usize = 256;
-
 /// The rows of a result, wherever they lie.
 pub(crate) trait Rows {
     /// A row's elements.
@@ -78,6 +74,19 @@ impl Kernel for Shape {
 /// Rows of a panel and columns of a strip, which `outer` takes.
 pub(crate) fn shape() -> (usize, usize) {
     Arch::new().dispatch(BySize(Shape))
+}
+
+/// Elements of a vector.
+pub(crate) fn lanes() -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    Arch::new().dispatch(Lanes)
 }
 
 /// Writes `rows` × `depth` values as panels `[rows / panel, depth, panel]`; missing rows are zeros.
@@ -204,11 +213,7 @@ struct Place<'a, R: ?Sized> {
 
 impl<R: Rows + ?Sized> Place<'_, R> {
     #[inline(always)]
-    fn write<S: Simd, const N: usize, const C: usize>(
-        &mut self,
-        simd: S,
-        sums: [[S::f32s; C]; N],
-    ) {
+    fn write<S: Simd, const N: usize, const C: usize>(&mut self, simd: S, sums: [[S::f32s; C]; N]) {
         for (row, sums) in self.rows.clone().zip(sums) {
             let row = &mut self.out.row(row)[self.columns.clone()];
             let (whole, rest) = S::as_mut_simd_f32s(row);

@@ -7,7 +7,8 @@ use super::dnn::{self, Direction, Operands};
 use super::lower::{Lowering, add_broadcast, join};
 use super::program::{Convolution, Launch};
 use crate::error::Error;
-use crate::ops::conv::{Conv2d, Geometry};
+use crate::ops::conv::Conv2d;
+use crate::ops::geometry::Geometry;
 use crate::ops::reduce::Reduction;
 
 /// Results of a tile along each side.

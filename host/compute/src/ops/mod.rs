@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod fused;
+pub(crate) mod geometry;
 pub(crate) mod index;
 pub(crate) mod loss;
 pub(crate) mod matmul;
