@@ -2,7 +2,7 @@
 
 use super::chunks::Workers;
 use super::matmul::{Matrix, gemm};
-use super::{conv_depthwise, conv_weight, conv_windows};
+use super::{conv_depthwise, conv_weight, conv_windows, conv_winograd};
 use crate::ops::geometry::{Geometry, LANES, Method, Pass};
 
 /// What is done to each piece of a result while it is in the cache: the index of its first element,
@@ -16,7 +16,11 @@ pub(super) fn deal<T: Send>(
     (workspace, size): (&mut [f32], usize),
     work: impl Fn(T, &mut [f32]) + Sync + Send,
 ) {
-    let lanes = units.len().clamp(1, LANES);
+    let lanes = units
+        .len()
+        .min(LANES)
+        .min(workspace.len() / size.max(1))
+        .max(1);
     let (each, more) = (units.len() / lanes, units.len() % lanes);
     let mut units = units.into_iter();
     let lanes = workspace.chunks_exact_mut(size.max(1)).take(lanes);
@@ -61,6 +65,9 @@ pub(crate) fn forward(
         Method::Dots => {
             conv_windows::dots(workers, g, (x, weight, bias), out, workspace, finish);
         }
+        Method::Winograd => {
+            conv_winograd::forward(workers, g, (x, weight, bias), out, workspace, finish);
+        }
         Method::Windows => {
             conv_windows::forward(workers, g, (x, weight, bias), out, workspace, finish);
         }
@@ -84,6 +91,11 @@ pub(crate) fn input_gradient(
         Method::Depthwise => {
             conv_depthwise::input_gradient(workers, g, (dy, weight), dx, workspace);
         }
+        Method::Winograd => {
+            if let Some(reverse) = g.reverse() {
+                conv_winograd::input_gradient(workers, &reverse, (dy, weight), dx, workspace);
+            }
+        }
         Method::Dots | Method::Windows => {
             conv_windows::input_gradient(workers, g, (dy, weight), dx, workspace);
         }
@@ -106,6 +118,9 @@ pub(crate) fn weight_gradient(
         }
         Method::Depthwise => {
             conv_depthwise::weight_gradient(workers, g, (x, dy), dw, workspace);
+        }
+        Method::Winograd => {
+            conv_winograd::weight_gradient(workers, g, (x, dy), dw, workspace);
         }
         Method::Dots | Method::Windows => {
             conv_weight::weight_gradient(workers, g, (x, dy), dw, workspace);

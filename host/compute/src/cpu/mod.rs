@@ -8,6 +8,7 @@ mod conv;
 mod conv_depthwise;
 mod conv_weight;
 mod conv_windows;
+mod conv_winograd;
 mod elementwise;
 mod functions;
 mod fused;

@@ -16,6 +16,9 @@ const PANEL: usize = 16;
 /// See `PANEL`.
 pub(crate) const STRIP: usize = 32;
 
+/// Channels of results whose tiles are computed at once, at most.
+pub(crate) const TILE_ROWS: usize = 48;
+
 /// What of a convolution is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pass {
@@ -34,6 +37,8 @@ pub(crate) enum Method {
     Pixel,
     /// Weights of one channel each.
     Depthwise,
+    /// Winograd's form, by tiles of 4 × 4 results.
+    Winograd,
     /// Scalar products of the weights, as they are, with few windows.
     Dots,
     /// A product with windows gathered by blocks.
@@ -160,9 +165,92 @@ impl Geometry {
             && self.batch.saturating_mul(self.pixels()) <= 64
         {
             Method::Dots
+        } else if self.is_tiled(pass) {
+            Method::Winograd
         } else {
             Method::Windows
         }
+    }
+
+    /// Whether windows are of 3 × 3 with stride 1, and tiles of 4 × 4 results save products enough.
+    fn is_tiled(&self, pass: Pass) -> bool {
+        let c = &self.attributes;
+        let plain = (c.stride, c.dilation, c.groups) == ((1, 1), (1, 1), 1);
+        if self.kernel != (3, 3) || !plain || self.channels.min(self.out) < 16 {
+            return false;
+        }
+        let reverse = if pass == Pass::Input {
+            self.reverse()
+        } else {
+            Some(*self)
+        };
+        reverse.is_some_and(|g| {
+            let (high, wide) = g.tiles();
+            let tiles = high.saturating_mul(wide);
+            tiles.saturating_mul(g.batch) >= 12 && tiles.saturating_mul(6) <= g.pixels()
+        })
+    }
+
+    /// Rows and columns of tiles of 4 × 4 results.
+    pub(crate) fn tiles(&self) -> (usize, usize) {
+        (self.rows.div_ceil(4), self.columns.div_ceil(4))
+    }
+
+    /// Images and rows of tiles that are computed at once: one of the two is all or one.
+    pub(crate) fn tile_unit(&self) -> (usize, usize) {
+        let (high, wide) = self.tiles();
+        let most = if self.channels <= 96 { 32 } else { 64 };
+        if high * wide > most {
+            (1, (most / wide).clamp(1, high))
+        } else {
+            ((most / (high * wide)).min(self.batch), high)
+        }
+    }
+
+    /// Units of tiles.
+    pub(crate) fn tile_units(&self) -> usize {
+        let (images, rows) = self.tile_unit();
+        self.batch.div_ceil(images) * self.tiles().0.div_ceil(rows)
+    }
+
+    /// Tiles of a unit, in whole strips.
+    fn unit_tiles(&self) -> usize {
+        let (images, rows) = self.tile_unit();
+        (images * rows * self.tiles().1).next_multiple_of(STRIP)
+    }
+
+    /// Elements of a unit's transformed windows.
+    pub(crate) fn windows_size(&self) -> usize {
+        36 * self.channels * self.unit_tiles()
+    }
+
+    /// Elements of the products of a block of a unit's channels.
+    pub(crate) fn products_size(&self) -> usize {
+        36 * TILE_ROWS * self.unit_tiles()
+    }
+
+    /// Tiles that the weights' gradient transforms at once.
+    pub(crate) fn gradient_tiles(&self) -> usize {
+        let (high, wide) = self.tiles();
+        let all = self.batch * high * wide;
+        let most = ((1 << 17) / (self.channels + self.out)).clamp(64, 512);
+        (most / STRIP * STRIP).min(all.next_multiple_of(STRIP))
+    }
+
+    /// Elements of workspace of Winograd's form.
+    fn tiled_workspace(&self, pass: Pass) -> Option<usize> {
+        let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        if pass == Pass::Weight {
+            let blocks = product(&[36, self.channels + self.out, self.gradient_tiles()])?;
+            return product(&[36, self.channels, self.out])?.checked_add(blocks);
+        }
+        let weights = product(&[36, self.out + PANEL, self.channels])?;
+        let lanes = if self.tile_units() >= 4 {
+            LANES * (self.windows_size() + self.products_size())
+        } else {
+            self.windows_size() + LANES * self.products_size()
+        };
+        weights.checked_add(lanes)
     }
 
     /// Elements of a plane in an order in which a window's elements lie next to those of the next
@@ -194,6 +282,8 @@ impl Geometry {
                 self.padded_plane()?.max(reverse).checked_mul(LANES)
             }
             (Method::Dots, _) => product(&[self.batch, groups, self.pixels(), patch]),
+            (Method::Winograd, Pass::Input) => self.reverse()?.tiled_workspace(pass),
+            (Method::Winograd, _) => self.tiled_workspace(pass),
             (Method::Windows, Pass::Forward) => windows(self.channels / groups, per_group, false),
             (Method::Windows, Pass::Input) => windows(per_group, self.channels / groups, true),
             (Method::Windows, Pass::Weight) => {
