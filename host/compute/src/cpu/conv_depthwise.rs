@@ -78,17 +78,22 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// Copies a plane into the middle of zeros.
+    /// Copies a plane into the middle of zeros, rows in order: what a vector has more than a row
+    /// is zeros around it, or overwritten by the next.
     #[inline(always)]
-    fn spread(&self, plane: &[f32], copy: &mut [f32]) {
+    fn spread<S: Simd>(&self, simd: S, plane: &[f32], copy: &mut [f32]) {
         let stride = self.g.stride().1;
         self.rows(|row, _, (first, at, count)| {
-            let copy = &mut copy[at..at + count];
             let source = &plane[row + first..];
             if stride == 1 {
-                copy.copy_from_slice(&source[..count]);
+                for start in (0..count).step_by(S::F32_LANES) {
+                    let length = S::F32_LANES.min(count - start);
+                    let part = simd.partial_load_f32s(&source[start..start + length]);
+                    store::<S>(copy, at + start, part);
+                }
             } else {
                 let source = source.iter().step_by(stride);
+                let copy = &mut copy[at..at + count];
                 copy.iter_mut().zip(source).for_each(|(y, &x)| *y = x);
             }
         });
@@ -110,6 +115,11 @@ impl<'a> Layout<'a> {
 #[inline(always)]
 fn load<S: Simd>(data: &[f32], at: usize) -> S::f32s {
     S::as_simd_f32s(&data[at..at + S::F32_LANES]).0[0]
+}
+
+#[inline(always)]
+fn store<S: Simd>(data: &mut [f32], at: usize, value: S::f32s) {
+    S::as_mut_simd_f32s(&mut data[at..at + S::F32_LANES]).0[0] = value;
 }
 
 /// A vector's results.
@@ -138,7 +148,7 @@ impl WithSimd for Results<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        self.layout.spread(self.x, self.copy);
+        self.layout.spread(simd, self.x, self.copy);
         for block in self.layout.vectors.chunks(BLOCK) {
             let at: [Vector; BLOCK] = std::array::from_fn(|i| block[i.min(block.len() - 1)]);
             let mut sums = [simd.splat_f32s(self.bias); BLOCK];
@@ -149,12 +159,12 @@ impl WithSimd for Results<'_> {
                     *sum = simd.mul_add_e_f32s(weight, x, *sum);
                 }
             }
+            // In order, so that what a vector has more is overwritten by the next row.
             for (sum, at) in sums.into_iter().zip(block) {
-                let out = &mut self.out[at.result..][..at.length];
-                if at.length == S::F32_LANES {
-                    S::as_mut_simd_f32s(out).0[0] = sum;
+                if at.result + S::F32_LANES <= self.out.len() {
+                    store::<S>(self.out, at.result, sum);
                 } else {
-                    simd.partial_store_f32s(out, sum);
+                    simd.partial_store_f32s(&mut self.out[at.result..][..at.length], sum);
                 }
             }
         }
@@ -210,7 +220,7 @@ impl WithSimd for Sums<'_> {
         let mut sums = vec![[simd.splat_f32s(0.0); TAPS]; groups];
         for n in 0..g.batch {
             let number = n * g.channels + self.channel;
-            layout.spread(&self.x[number * plane..][..plane], self.copy);
+            layout.spread(simd, &self.x[number * plane..][..plane], self.copy);
             let dy = &self.dy[number * pixels..][..pixels];
             for (taps, sums) in layout.taps.chunks(TAPS).zip(&mut sums) {
                 let taps: [usize; TAPS] = std::array::from_fn(|i| taps[i.min(taps.len() - 1)]);

@@ -1,6 +1,10 @@
 //! Convolution by 3 × 3 windows of stride 1 in Winograd's form F(4×4, 3×3) (Lavin and Gray 2016): a
-//! tile of 4 × 4 results takes 36 products instead of 144. The points are 0, ±3/4, ±3/2 and ∞, whose
-//! relative error is about 1e-6, half of that of the usual 0, ±1, ±2, ∞.
+//! tile of 4 × 4 results takes 36 products instead of 144.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over both axes of small squares, which have to be unrolled"
+)]
 
 use std::ops::Range;
 
@@ -8,129 +12,12 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::chunks::Workers;
 use super::conv::{Finish, deal};
+use super::conv_transform::{self as transform, Line};
 use super::tile::{self, Dense, Packed};
 use crate::ops::geometry::{Geometry, TILE_ROWS};
 
 /// Elements of a transformed window.
 const POINTS: usize = 36;
-
-/// Elements of a window's side at most, for as many tiles as a vector has lanes.
-const LINE: usize = 4 * 16 + 2;
-
-/// A transform along both axes of a square.
-#[inline(always)]
-fn both<V: Copy, const N: usize, const M: usize>(
-    square: [[V; N]; N],
-    along: impl Fn([V; N]) -> [V; M],
-) -> [[V; M]; M] {
-    let rows: [[V; M]; N] = square.map(&along);
-    let columns: [[V; M]; M] = std::array::from_fn(|j| along(std::array::from_fn(|i| rows[i][j])));
-    std::array::from_fn(|i| std::array::from_fn(|j| columns[j][i]))
-}
-
-/// The transforms of vectors, a tile a lane.
-#[derive(Clone, Copy)]
-struct Transform<S>(S);
-
-impl<S: Simd> Transform<S> {
-    /// Σ factor·x.
-    #[inline(always)]
-    fn sum<const N: usize>(self, terms: [(f32, S::f32s); N]) -> S::f32s {
-        let mut sum = self.0.splat_f32s(0.0);
-        for (i, (factor, x)) in terms.into_iter().enumerate() {
-            sum = if i == 0 && factor == 1.0 {
-                x
-            } else if i == 0 {
-                self.0.mul_f32s(self.0.splat_f32s(factor), x)
-            } else {
-                self.0.mul_add_e_f32s(self.0.splat_f32s(factor), x, sum)
-            };
-        }
-        sum
-    }
-
-    /// a + b and a − b.
-    #[inline(always)]
-    fn pair(self, a: S::f32s, b: S::f32s) -> (S::f32s, S::f32s) {
-        (self.0.add_f32s(a, b), self.0.sub_f32s(a, b))
-    }
-
-    /// Bᵀ, of a window.
-    #[inline(always)]
-    fn window(self, d: [S::f32s; 6]) -> [S::f32s; 6] {
-        const FIRST: f32 = 81.0 / 64.0;
-        const SECOND: f32 = 45.0 / 16.0;
-        let even = self.sum([(1.0, d[4]), (-9.0 / 4.0, d[2])]);
-        let odd = self.sum([(0.75, d[3]), (-27.0 / 16.0, d[1])]);
-        let (a, b) = self.pair(even, odd);
-        let even = self.sum([(1.0, d[4]), (-9.0 / 16.0, d[2])]);
-        let odd = self.sum([(1.5, d[3]), (-27.0 / 32.0, d[1])]);
-        let (c, e) = self.pair(even, odd);
-        [
-            self.sum([(1.0, d[4]), (FIRST, d[0]), (-SECOND, d[2])]),
-            a,
-            b,
-            c,
-            e,
-            self.sum([(1.0, d[5]), (FIRST, d[1]), (-SECOND, d[3])]),
-        ]
-    }
-
-    /// Aᵀ, to a tile of results.
-    #[inline(always)]
-    fn results(self, m: [S::f32s; 6]) -> [S::f32s; 4] {
-        let (s, d) = self.pair(m[1], m[2]);
-        let (t, e) = self.pair(m[3], m[4]);
-        [
-            self.sum([(1.0, m[0]), (1.0, s), (1.0, t)]),
-            self.sum([(0.75, d), (1.5, e)]),
-            self.sum([(9.0 / 16.0, s), (9.0 / 4.0, t)]),
-            self.sum([(1.0, m[5]), (27.0 / 64.0, d), (27.0 / 8.0, e)]),
-        ]
-    }
-
-    /// A, of a tile of the results' gradient.
-    #[inline(always)]
-    fn gradient(self, y: [S::f32s; 4]) -> [S::f32s; 6] {
-        let even = self.sum([(1.0, y[0]), (9.0 / 16.0, y[2])]);
-        let odd = self.sum([(0.75, y[1]), (27.0 / 64.0, y[3])]);
-        let (a, b) = self.pair(even, odd);
-        let even = self.sum([(1.0, y[0]), (9.0 / 4.0, y[2])]);
-        let odd = self.sum([(1.5, y[1]), (27.0 / 8.0, y[3])]);
-        let (c, d) = self.pair(even, odd);
-        [y[0], a, b, c, d, y[3]]
-    }
-
-    /// G, of a window's weights.
-    #[inline(always)]
-    fn weights(self, g: [S::f32s; 3]) -> [S::f32s; 6] {
-        const A: f32 = -128.0 / 243.0;
-        const B: f32 = 32.0 / 243.0;
-        let (a, b) = self.pair(
-            self.sum([(A, g[0]), (A * 9.0 / 16.0, g[2])]),
-            self.sum([(A * 0.75, g[1])]),
-        );
-        let (c, d) = self.pair(
-            self.sum([(B, g[0]), (B * 9.0 / 4.0, g[2])]),
-            self.sum([(B * 1.5, g[1])]),
-        );
-        [self.sum([(64.0 / 81.0, g[0])]), a, b, c, d, g[2]]
-    }
-
-    /// Gᵀ, to the gradient of a window's weights.
-    #[inline(always)]
-    fn weights_gradient(self, u: [S::f32s; 6]) -> [S::f32s; 3] {
-        const A: f32 = -128.0 / 243.0;
-        const B: f32 = 32.0 / 243.0;
-        let (s, d) = self.pair(u[1], u[2]);
-        let (t, e) = self.pair(u[3], u[4]);
-        [
-            self.sum([(64.0 / 81.0, u[0]), (A, s), (B, t)]),
-            self.sum([(A * 0.75, d), (B * 1.5, e)]),
-            self.sum([(1.0, u[5]), (A * 9.0 / 16.0, s), (B * 9.0 / 4.0, t)]),
-        ]
-    }
-}
 
 /// The first vector of a slice.
 #[inline(always)]
@@ -165,17 +52,11 @@ impl Tiles {
         Self { high, wide }
     }
 
-    /// Calls `each` with every run of tiles of a row: their first number, image, row and column, and
-    /// how many they are.
+    /// Image, row and column of a tile.
     #[inline(always)]
-    fn runs(self, tiles: Range<usize>, mut each: impl FnMut(usize, (usize, usize, usize), usize)) {
-        let mut tile = tiles.start;
-        while tile < tiles.end {
-            let (row, column) = (tile / self.wide, tile % self.wide);
-            let count = (self.wide - column).min(tiles.end - tile);
-            each(tile, (row / self.high, row % self.high, column), count);
-            tile += count;
-        }
+    fn at(self, tile: usize) -> (usize, usize, usize) {
+        let (row, column) = (tile / self.wide, tile % self.wide);
+        (row / self.high, row % self.high, column)
     }
 
     /// Element (i, j) of each tile's window of SIDE × SIDE in a channel, a tile a lane, by way of
@@ -183,42 +64,51 @@ impl Tiles {
     #[inline(always)]
     fn gather<S: Simd, const SIDE: usize>(
         self,
+        simd: S,
         images: Images<'_>,
         channel: usize,
         tiles: Range<usize>,
         windows: &mut [[[f32; 16]; SIDE]; SIDE],
     ) -> [[S::f32s; SIDE]; SIDE] {
-        let lanes = S::F32_LANES;
-        let mut line = [0.0; LINE];
         let (height, width) = images.size;
         let plane = height * width;
-        let start = tiles.start;
-        self.runs(tiles, |tile, (image, row, column), count| {
+        for (lane, tile) in tiles.enumerate() {
+            let (image, row, column) = self.at(tile);
             let data = &images.data[(image * images.channels + channel) * plane..][..plane];
-            let length = 4 * (count - 1) + SIDE;
-            let left = (4 * column) as isize - images.padding.1 as isize;
-            let before = (-left).clamp(0, length as isize) as usize;
-            let end = (width as isize - left).clamp(before as isize, length as isize) as usize;
-            for (i, windows) in windows.iter_mut().enumerate() {
-                let line = &mut line[..length];
-                let row = (4 * row + i).wrapping_sub(images.padding.0);
-                if row < height && before < end {
-                    let from = (row * width) as isize + left + before as isize;
-                    line[..before].fill(0.0);
-                    line[before..end].copy_from_slice(&data[from as usize..][..end - before]);
-                    line[end..].fill(0.0);
-                } else {
-                    line.fill(0.0);
+            let lane = lane % 16;
+            // Wraps to large numbers where a window begins before the image.
+            let top = (4 * row).wrapping_sub(images.padding.0);
+            let left = (4 * column).wrapping_sub(images.padding.1);
+            let inside = |at: usize, size: usize| at < size && size - at >= SIDE;
+            if inside(top, height) && inside(left, width) {
+                for (i, windows) in windows.iter_mut().enumerate() {
+                    let line = &data[(top + i) * width + left..][..SIDE];
+                    for j in 0..SIDE {
+                        windows[j][lane] = line[j];
+                    }
                 }
-                for t in 0..count {
-                    let lane = tile - start + t;
-                    let part = &line[4 * t..4 * t + SIDE];
-                    windows.iter_mut().zip(part).for_each(|(y, &x)| y[lane] = x);
+            } else {
+                for (i, windows) in windows.iter_mut().enumerate() {
+                    let row = top.wrapping_add(i);
+                    for (j, window) in windows.iter_mut().enumerate() {
+                        let column = left.wrapping_add(j);
+                        let inside = row < height && column < width;
+                        window[lane] = if inside {
+                            data[row * width + column]
+                        } else {
+                            0.0
+                        };
+                    }
                 }
             }
-        });
-        let vector = |lanes_of: &[f32; 16]| load::<S>(&lanes_of[..lanes], 0);
-        std::array::from_fn(|i| std::array::from_fn(|j| vector(&windows[i][j])))
+        }
+        let mut result = [[simd.splat_f32s(0.0); SIDE]; SIDE];
+        for i in 0..SIDE {
+            for j in 0..SIDE {
+                result[i][j] = load::<S>(&windows[i][j], 0);
+            }
+        }
+        result
     }
 }
 
@@ -247,8 +137,11 @@ impl<W: Fn(usize, usize, usize) -> f32> WithSimd for Weights<'_, W> {
                         windows[tap / 3][tap % 3][lane] = (self.weight)(row, channel, tap);
                     }
                 }
-                let windows = windows.map(|row| row.map(|w| load::<S>(&w, 0)));
-                let points = both(windows, |g| Transform(simd).weights(g));
+                let mut vectors = [[simd.splat_f32s(0.0); 3]; 3];
+                for tap in 0..9 {
+                    vectors[tap / 3][tap % 3] = load::<S>(&windows[tap / 3][tap % 3], 0);
+                }
+                let points = transform::Weights(simd).both(simd, &vectors);
                 for (point, &value) in points.as_flattened().iter().enumerate() {
                     let at = (point * self.channels + channel) * panel + first;
                     // What a vector has more than the panel is overwritten by the next channel.
@@ -283,10 +176,10 @@ impl WithSimd for Windows<'_> {
             for first in (0..self.strip.len()).step_by(lanes) {
                 let start = self.strip.start + first;
                 let tiles = start..self.strip.end.min(start + lanes);
-                let windows = self
-                    .tiles
-                    .gather::<S, 6>(self.images, channel, tiles, &mut buffer);
-                let points = both(windows, |d| Transform(simd).window(d));
+                let windows =
+                    self.tiles
+                        .gather::<S, 6>(simd, self.images, channel, tiles, &mut buffer);
+                let points = transform::Window(simd).both(simd, &windows);
                 for (point, &value) in points.as_flattened().iter().enumerate() {
                     let at = (point * channels + channel) * self.width + first;
                     store::<S>(self.out, at, value);
@@ -321,31 +214,29 @@ impl WithSimd for Results<'_, '_> {
         let first_image = self.range.start / (self.tiles.high * self.tiles.wide);
         for start in self.range.clone().step_by(lanes) {
             let at = start - self.range.start;
-            let points = std::array::from_fn(|i| {
-                let point = |j: usize| (i * 6 + j) * self.stride + at;
-                std::array::from_fn(|j| load::<S>(self.products, point(j)))
-            });
-            let results = both(points, |m| Transform(simd).results(m));
+            let mut points = [[bias; 6]; 6];
+            for point in 0..POINTS {
+                let value = load::<S>(self.products, point * self.stride + at);
+                points[point / 6][point % 6] = value;
+            }
+            let results = transform::Results(simd).both(simd, &points);
             let mut values = [[[0.0f32; 16]; 4]; 4];
-            for (values, results) in values.iter_mut().zip(results) {
-                for (values, result) in values.iter_mut().zip(results) {
-                    store::<S>(values, 0, simd.add_f32s(result, bias));
+            for i in 0..4 {
+                for j in 0..4 {
+                    store::<S>(&mut values[i][j], 0, simd.add_f32s(results[i][j], bias));
                 }
             }
-            let end = self.range.end.min(start + lanes);
-            self.tiles
-                .runs(start..end, |tile, (image, row, column), count| {
-                    let plane = &mut *self.planes[image - first_image];
-                    let from = 4 * (row - self.first_row) * self.columns;
-                    let lines = plane[from..].chunks_exact_mut(self.columns).take(4);
-                    for (line, values) in lines.zip(&values) {
-                        for t in 0..count {
-                            let lane = tile - start + t;
-                            let out = line[4 * (column + t)..].iter_mut();
-                            out.zip(values).for_each(|(y, values)| *y = values[lane]);
-                        }
+            for (lane, tile) in (start..self.range.end.min(start + lanes)).enumerate() {
+                let (image, row, column) = self.tiles.at(tile);
+                let plane = &mut *self.planes[image - first_image];
+                let from = 4 * (row - self.first_row) * self.columns;
+                let lines = plane[from..].chunks_exact_mut(self.columns).take(4);
+                for (line, values) in lines.zip(&values) {
+                    for (y, values) in line[4 * column..].iter_mut().zip(values) {
+                        *y = values[lane % 16];
                     }
-                });
+                }
+            }
         }
     }
 }
@@ -570,13 +461,13 @@ impl WithSimd for Channel<'_> {
             let points = if self.gradient {
                 let y = self
                     .tiles
-                    .gather::<S, 4>(images, channel, tiles, &mut small);
-                both(y, |y| Transform(simd).gradient(y))
+                    .gather::<S, 4>(simd, images, channel, tiles, &mut small);
+                transform::Gradient(simd).both(simd, &y)
             } else {
                 let d = self
                     .tiles
-                    .gather::<S, 6>(images, channel, tiles, &mut large);
-                both(d, |d| Transform(simd).window(d))
+                    .gather::<S, 6>(simd, images, channel, tiles, &mut large);
+                transform::Window(simd).both(simd, &d)
             };
             let at = start - self.range.start;
             for (out, &value) in self.out.chunks_exact_mut(stride).zip(points.as_flattened()) {
@@ -602,13 +493,13 @@ impl WithSimd for Gradient<'_> {
         let lanes = S::F32_LANES;
         for (number, dw) in self.dw.chunks_mut(9 * lanes).enumerate() {
             let count = dw.len() / 9;
-            let points = std::array::from_fn(|i| {
-                std::array::from_fn(|j| {
-                    let at = (i * 6 + j) * self.stride + number * lanes;
-                    simd.partial_load_f32s(&self.products[at..at + count])
-                })
-            });
-            let weights = both(points, |u| Transform(simd).weights_gradient(u));
+            let mut points = [[simd.splat_f32s(0.0); 6]; 6];
+            for point in 0..POINTS {
+                let at = point * self.stride + number * lanes;
+                let products = &self.products[at..at + count];
+                points[point / 6][point % 6] = simd.partial_load_f32s(products);
+            }
+            let weights = transform::WeightsGradient(simd).both(simd, &points);
             for (tap, &value) in weights.as_flattened().iter().enumerate() {
                 let mut values = [0.0f32; 16];
                 store::<S>(&mut values, 0, value);

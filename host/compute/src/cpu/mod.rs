@@ -6,6 +6,7 @@
 mod chunks;
 mod conv;
 mod conv_depthwise;
+mod conv_transform;
 mod conv_weight;
 mod conv_windows;
 mod conv_winograd;

@@ -1,22 +1,54 @@
 //! Batch normalisation kernels. A statistics tensor is `[3, channels]`: mean, 1/√(variance + ε),
 //! biased variance.
 
-use super::chunks::Workers;
+use super::chunks::{Workers, vectorized};
 
 /// x `[batch, channels, …]`: the number of channels, and elements of a plane.
 fn planes(shape: &[usize]) -> (usize, usize) {
     (shape[1], shape[2..].iter().product())
 }
 
-/// Sums `f` over the elements of a channel, in float64.
-fn channel_sum(shape: &[usize], channel: usize, f: impl Fn(std::ops::Range<usize>) -> f64) -> f64 {
+/// Sums of a channel that are added side by side, so that vectors can hold them.
+const SUMS: usize = 16;
+
+/// Adds both of `f` of each x and y to their sums.
+#[inline(always)]
+fn add(
+    sums: &mut [[f64; SUMS]; 2],
+    x: &[f32],
+    y: &[f32],
+    f: impl Fn(f64, f64) -> (f64, f64) + Copy,
+) {
+    let [first, second] = sums;
+    for ((a, b), (&x, &y)) in first.iter_mut().zip(second).zip(x.iter().zip(y)) {
+        let terms = f(f64::from(x), f64::from(y));
+        *a += terms.0;
+        *b += terms.1;
+    }
+}
+
+/// Sums both of `f` over the elements of a channel of x and y, in float64.
+fn channel_sums(
+    shape: &[usize],
+    channel: usize,
+    (x, y): (&[f32], &[f32]),
+    f: impl Fn(f64, f64) -> (f64, f64) + Copy,
+) -> (f64, f64) {
     let (channels, size) = planes(shape);
-    (0..shape[0])
-        .map(|n| {
+    let mut sums = [[0.0; SUMS]; 2];
+    vectorized(|| {
+        for n in 0..shape[0] {
             let start = (n * channels + channel) * size;
-            f(start..start + size)
-        })
-        .sum()
+            let (x, y) = (&x[start..start + size], &y[start..start + size]);
+            let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<SUMS>(), y.as_chunks::<SUMS>());
+            for (x, y) in x.iter().zip(y) {
+                add(&mut sums, x, y, f);
+            }
+            add(&mut sums, x_rest, y_rest, f);
+        }
+    });
+    let [first, second] = sums;
+    (first.iter().sum(), second.iter().sum())
 }
 
 /// Calls `work` with a channel and its `N` results; `out` is `[N, channels]`.
@@ -44,15 +76,17 @@ pub(crate) fn batch_statistics(
 ) {
     let count = (x.len() / shape[1]) as f64;
     each_channel(workers, out, |channel| {
-        let mean = channel_sum(shape, channel, |range| {
-            x[range].iter().map(|&x| f64::from(x)).sum()
-        }) / count;
-        let variance = channel_sum(shape, channel, |range| {
-            x[range]
-                .iter()
-                .map(|&x| (f64::from(x) - mean).powi(2))
-                .sum()
-        }) / count;
+        // Around an element of the channel, so that little cancels.
+        let (_, size) = planes(shape);
+        let middle = x.get(channel * size).map_or(0.0, |&x| f64::from(x));
+        let (sum, squares) = channel_sums(shape, channel, (x, x), |x, _| {
+            let distance = x - middle;
+            (distance, distance * distance)
+        });
+        let mean = middle + sum / count;
+        let variance = (squares - sum * sum / count) / count;
+        // Not `max`, which would hide NaN.
+        let variance = if variance < 0.0 { 0.0 } else { variance };
         [mean, 1.0 / (variance + epsilon).sqrt(), variance]
     });
 }
@@ -138,15 +172,8 @@ pub(crate) fn parameter_gradient(
             f64::from(statistics[channel]),
             f64::from(statistics[channels + channel]),
         );
-        let hits = channel_sum(shape, channel, |range| {
-            let pairs = x[range.clone()].iter().zip(&dy[range]);
-            pairs
-                .map(|(&x, &dy)| (f64::from(x) - mean) * f64::from(dy))
-                .sum()
-        });
-        let sum = channel_sum(shape, channel, |range| {
-            dy[range].iter().map(|&dy| f64::from(dy)).sum()
-        });
+        let terms = |x: f64, dy: f64| ((x - mean) * dy, dy);
+        let (hits, sum) = channel_sums(shape, channel, (x, dy), terms);
         [hits * r, sum]
     });
 }
