@@ -63,6 +63,9 @@ pub(super) fn weight_gradient(
             if joins {
                 let all = g.batch * pixels;
                 for start in (0..all).step_by(columns) {
+                    if workers.cancelled() {
+                        return;
+                    }
                     let length = columns.min(all - start);
                     for (i, out) in buffer.chunks_exact_mut(columns).take(count).enumerate() {
                         for (n, out) in out[..length].chunks_exact_mut(pixels).enumerate() {
@@ -76,6 +79,9 @@ pub(super) fn weight_gradient(
                 return;
             }
             for n in 0..g.batch {
+                if workers.cancelled() {
+                    return;
+                }
                 for start in (0..pixels).step_by(columns) {
                     let length = columns.min(pixels - start);
                     let source = if is_plane {
