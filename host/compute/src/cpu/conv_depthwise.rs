@@ -6,7 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::chunks::Workers;
 use super::conv::{Finish, deal};
-use super::tile;
+use super::tile::{self, load, store};
 use crate::ops::geometry::Geometry;
 
 /// Vectors of results that are summed side by side.
@@ -109,17 +109,6 @@ impl<'a> Layout<'a> {
             out.zip(copy).for_each(|(y, &x)| *y = x);
         });
     }
-}
-
-/// The first vector of a slice.
-#[inline(always)]
-fn load<S: Simd>(data: &[f32], at: usize) -> S::f32s {
-    S::as_simd_f32s(&data[at..at + S::F32_LANES]).0[0]
-}
-
-#[inline(always)]
-fn store<S: Simd>(data: &mut [f32], at: usize, value: S::f32s) {
-    S::as_mut_simd_f32s(&mut data[at..at + S::F32_LANES]).0[0] = value;
 }
 
 /// A vector's results.

@@ -2,9 +2,13 @@
 //! dy's planes, over the batch. Rows of the patch matrix are divided among the threads, so that each
 //! sum is one thread's.
 
-use super::chunks::{Workers, vectorized};
+use std::ops::Range;
+
+use pulp::Arch;
+
+use super::chunks::Workers;
 use super::conv::deal;
-use super::conv_windows::Grid;
+use super::conv_windows::{Grid, Lines};
 use super::tile;
 use crate::ops::geometry::{Geometry, WEIGHT_ROWS};
 
@@ -50,15 +54,17 @@ pub(super) fn weight_gradient(
         (workspace, size),
         |(group, first, sums), buffer| {
             let count = sums.len() / to;
-            // A term's element in windows `places` of an image.
-            let gather = |image: usize,
-                          term: usize,
-                          places: std::ops::Range<usize>,
-                          out: &mut [f32]| {
-                let (channel, tap) = (term / grid.taps(), term % grid.taps());
-                let channel = image * g.channels + group * from + channel;
-                let plane = &x[channel * plane..][..plane];
-                vectorized(|| grid.line(tap, (plane, (g.height, g.width)), places.clone(), out));
+            // Rows of the patch matrix at `places` of an image.
+            let gather = |image: usize, places: Range<usize>, out: &mut [f32]| {
+                Arch::new().dispatch(Lines {
+                    grid: &grid,
+                    source: &x[(image * g.channels + group * from) * plane..],
+                    size: (g.height, g.width),
+                    terms: first..first + count,
+                    places,
+                    out,
+                    stride: columns,
+                });
             };
             if joins {
                 let all = g.batch * pixels;
@@ -67,10 +73,8 @@ pub(super) fn weight_gradient(
                         return;
                     }
                     let length = columns.min(all - start);
-                    for (i, out) in buffer.chunks_exact_mut(columns).take(count).enumerate() {
-                        for (n, out) in out[..length].chunks_exact_mut(pixels).enumerate() {
-                            gather(start / pixels + n, first + i, 0..pixels, out);
-                        }
+                    for n in 0..length / pixels {
+                        gather(start / pixels + n, 0..pixels, &mut buffer[n * pixels..]);
                     }
                     let dy = (&joined[group * to * all + start..], all);
                     let size = (count, length, to);
@@ -88,9 +92,7 @@ pub(super) fn weight_gradient(
                         let channel = n * g.channels + group * from + first;
                         (&x[channel * plane + start..], plane)
                     } else {
-                        for (i, out) in buffer.chunks_exact_mut(columns).take(count).enumerate() {
-                            gather(n, first + i, start..start + length, out);
-                        }
+                        gather(n, start..start + length, buffer);
                         (&*buffer, columns)
                     };
                     let dy = (&dy[(n * g.out + group * to) * pixels + start..], pixels);

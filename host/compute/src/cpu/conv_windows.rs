@@ -4,9 +4,11 @@
 
 use std::ops::Range;
 
-use super::chunks::{Workers, vectorized};
+use pulp::{Arch, Simd, WithSimd};
+
+use super::chunks::Workers;
 use super::conv::{Finish, deal};
-use super::tile::{self, Dense, Packed, Rows};
+use super::tile::{self, Dense, Packed, Rows, load, store};
 use crate::ops::geometry::{COLUMNS, DEPTH, Geometry, STRIP};
 
 /// An element of a window: its number in the weights, and where it lies from the window's place.
@@ -88,11 +90,6 @@ impl Grid {
         grids
     }
 
-    /// Elements of a window.
-    pub(super) fn taps(&self) -> usize {
-        self.taps.len()
-    }
-
     fn places(&self) -> usize {
         self.size.0 * self.size.1
     }
@@ -107,7 +104,7 @@ impl Grid {
 
     /// One element of each of the windows at `places`, zeros where it lies outside of the plane.
     #[inline(always)]
-    pub(super) fn line(
+    fn line<S: Simd>(
         &self,
         tap: usize,
         (plane, (height, width)): (&[f32], (usize, usize)),
@@ -136,7 +133,7 @@ impl Grid {
                 if !part.is_empty() {
                     let from = (start * step) as isize + horizontal;
                     let source = &plane[source as usize * width + from as usize..];
-                    copy(part, source, step);
+                    copy::<S>(part, source, step);
                 }
             }
             (row, column) = (row + 1, 0);
@@ -147,28 +144,103 @@ impl Grid {
 
 /// Every `step`-th element of a source.
 #[inline(always)]
-fn copy(out: &mut [f32], source: &[f32], step: usize) {
+fn copy<S: Simd>(out: &mut [f32], source: &[f32], step: usize) {
+    let count = out.len();
     match step {
-        1 => {
-            let count = out.len();
-            out.iter_mut()
-                .zip(&source[..count])
-                .for_each(|(y, &x)| *y = x);
+        1 if count >= S::F32_LANES => {
+            for start in (0..count).step_by(S::F32_LANES) {
+                let start = start.min(count - S::F32_LANES);
+                store::<S>(out, start, load::<S>(source, start));
+            }
         }
         2 => {
-            let (last, most) = match out.split_last_mut() {
-                Some(parts) => parts,
-                None => return,
+            let Some((last, most)) = out.split_last_mut() else {
+                return;
             };
             *last = source[2 * most.len()];
-            let pairs = source.as_chunks::<2>().0;
-            most.iter_mut()
-                .zip(pairs)
-                .for_each(|(y, pair)| *y = pair[0]);
+            for (y, pair) in most.iter_mut().zip(source.as_chunks::<2>().0) {
+                *y = pair[0];
+            }
         }
         _ => {
-            let source = source.iter().step_by(step);
-            out.iter_mut().zip(source).for_each(|(y, &x)| *y = x);
+            for (y, &x) in out.iter_mut().zip(source.iter().step_by(step)) {
+                *y = x;
+            }
+        }
+    }
+}
+
+/// Rows of the patch matrix: some terms of the windows at `places`, `stride` elements from one to
+/// the next.
+pub(super) struct Lines<'a> {
+    pub(super) grid: &'a Grid,
+    /// Planes, channel by channel, and their sizes.
+    pub(super) source: &'a [f32],
+    pub(super) size: (usize, usize),
+    pub(super) terms: Range<usize>,
+    pub(super) places: Range<usize>,
+    pub(super) out: &'a mut [f32],
+    pub(super) stride: usize,
+}
+
+impl WithSimd for Lines<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (taps, plane) = (self.grid.taps.len(), self.size.0 * self.size.1);
+        for (term, out) in self.terms.zip(self.out.chunks_mut(self.stride)) {
+            let plane = &self.source[term / taps * plane..][..plane];
+            let source = (plane, self.size);
+            self.grid
+                .line::<S>(term % taps, source, self.places.clone(), out);
+        }
+    }
+}
+
+/// Strips `[columns / strip, terms, strip]` of some terms of the windows at `places`.
+struct Strips<'a> {
+    grid: &'a Grid,
+    source: &'a [f32],
+    size: (usize, usize),
+    terms: Range<usize>,
+    places: Range<usize>,
+    strip: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Strips<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (taps, plane) = (self.grid.taps.len(), self.size.0 * self.size.1);
+        let (count, strip) = (self.terms.len(), self.strip);
+        let (whole, rest) = (self.places.len() / strip, self.places.len() % strip);
+        let is_plane = self.grid.is_plane(self.size);
+        let mut buffer = [0.0; COLUMNS];
+        for (k, term) in self.terms.enumerate() {
+            let plane = &self.source[term / taps * plane..][..plane];
+            let line = if is_plane {
+                &plane[self.places.clone()]
+            } else {
+                let source = (plane, self.size);
+                self.grid
+                    .line::<S>(term % taps, source, self.places.clone(), &mut buffer);
+                &buffer[..self.places.len()]
+            };
+            for number in 0..whole {
+                let out = &mut self.out[(number * count + k) * strip..][..strip];
+                let line = &line[number * strip..][..strip];
+                for start in (0..strip).step_by(S::F32_LANES) {
+                    store::<S>(out, start, load::<S>(line, start));
+                }
+            }
+            if rest > 0 {
+                let out = &mut self.out[(whole * count + k) * strip..][..strip];
+                out[..rest].copy_from_slice(&line[whole * strip..]);
+                out[rest..].fill(0.0);
+            }
         }
     }
 }
@@ -248,44 +320,6 @@ impl Windows<'_> {
         units
     }
 
-    /// Strips `[columns / strip, terms, strip]` of some terms of the windows at `places`.
-    #[inline(always)]
-    fn gather(
-        &self,
-        grid: &Grid,
-        source: &[f32],
-        terms: Range<usize>,
-        (places, strip): (Range<usize>, usize),
-        out: &mut [f32],
-    ) {
-        let plane = self.from.1.0 * self.from.1.1;
-        let count = terms.len();
-        let mut buffer = [0.0; COLUMNS];
-        for (k, term) in terms.enumerate() {
-            let (channel, tap) = (term / grid.taps.len(), term % grid.taps.len());
-            let plane = &source[channel * plane..][..plane];
-            let line = if grid.is_plane(self.from.1) {
-                &plane[places.clone()]
-            } else {
-                grid.line(tap, (plane, self.from.1), places.clone(), &mut buffer);
-                &buffer[..places.len()]
-            };
-            let mut parts = line.chunks_exact(strip);
-            let mut number = 0;
-            for part in parts.by_ref() {
-                let out = &mut out[(number * count + k) * strip..][..strip];
-                out.iter_mut().zip(part).for_each(|(y, &x)| *y = x);
-                number += 1;
-            }
-            let part = parts.remainder();
-            if !part.is_empty() {
-                let out = &mut out[(number * count + k) * strip..][..strip];
-                out[..part.len()].copy_from_slice(part);
-                out[part.len()..].fill(0.0);
-            }
-        }
-    }
-
     /// Results at `places` of a grid.
     fn product<R: Rows + ?Sized>(
         &self,
@@ -300,9 +334,14 @@ impl Windows<'_> {
         let depth = self.depth(grid);
         for first in (0..depth).step_by(DEPTH) {
             let terms = first..depth.min(first + DEPTH);
-            vectorized(|| {
-                let columns = (places.clone(), strip);
-                self.gather(grid, source, terms.clone(), columns, buffer);
+            Arch::new().dispatch(Strips {
+                grid,
+                source,
+                size: self.from.1,
+                terms: terms.clone(),
+                places: places.clone(),
+                strip,
+                out: &mut *buffer,
             });
             let a = Packed {
                 data: &panels[first * panel..],
@@ -502,9 +541,15 @@ pub(super) fn dots(
         let image = &x[number * from * plane..][..from * plane];
         let mut line = [0.0; 64];
         for term in 0..patch {
-            let (channel, tap) = (term / grid.taps.len(), term % grid.taps.len());
-            let source = (&image[channel * plane..][..plane], (g.height, g.width));
-            grid.line(tap, source, 0..pixels, &mut line);
+            Arch::new().dispatch(Lines {
+                grid: &grid,
+                source: image,
+                size: (g.height, g.width),
+                terms: term..term + 1,
+                places: 0..pixels,
+                out: &mut line,
+                stride: 64,
+            });
             let column = windows[term..].iter_mut().step_by(patch);
             column.zip(&line).for_each(|(y, &x)| *y = x);
         }

@@ -13,22 +13,11 @@ use pulp::{Arch, Simd, WithSimd};
 use super::chunks::Workers;
 use super::conv::{Finish, deal};
 use super::conv_transform::{self as transform, Line};
-use super::tile::{self, Dense, Packed};
+use super::tile::{self, Dense, Packed, load, store};
 use crate::ops::geometry::{Geometry, TILE_ROWS};
 
 /// Elements of a transformed window.
 const POINTS: usize = 36;
-
-/// The first vector of a slice.
-#[inline(always)]
-fn load<S: Simd>(data: &[f32], at: usize) -> S::f32s {
-    S::as_simd_f32s(&data[at..at + S::F32_LANES]).0[0]
-}
-
-#[inline(always)]
-fn store<S: Simd>(data: &mut [f32], at: usize, value: S::f32s) {
-    S::as_mut_simd_f32s(&mut data[at..at + S::F32_LANES]).0[0] = value;
-}
 
 /// Images of a channel each, by their sizes, and where tiles begin in them: `padding` before.
 #[derive(Clone, Copy)]

@@ -1,7 +1,9 @@
 //! Batch normalisation kernels. A statistics tensor is `[3, channels]`: mean, 1/√(variance + ε),
 //! biased variance.
 
-use super::chunks::{Workers, vectorized};
+use pulp::{Arch, Simd, WithSimd};
+
+use super::chunks::Workers;
 
 /// x `[batch, channels, …]`: the number of channels, and elements of a plane.
 fn planes(shape: &[usize]) -> (usize, usize) {
@@ -11,19 +13,34 @@ fn planes(shape: &[usize]) -> (usize, usize) {
 /// Sums of a channel that are added side by side, so that vectors can hold them.
 const SUMS: usize = 16;
 
-/// Adds both of `f` of each x and y to their sums.
-#[inline(always)]
-fn add(
-    sums: &mut [[f64; SUMS]; 2],
-    x: &[f32],
-    y: &[f32],
-    f: impl Fn(f64, f64) -> (f64, f64) + Copy,
-) {
-    let [first, second] = sums;
-    for ((a, b), (&x, &y)) in first.iter_mut().zip(second).zip(x.iter().zip(y)) {
-        let terms = f(f64::from(x), f64::from(y));
-        *a += terms.0;
-        *b += terms.1;
+/// Sums of both of `f` over pairs of elements, in float64.
+struct Sums<'a, F> {
+    x: &'a [f32],
+    y: &'a [f32],
+    f: F,
+    sums: &'a mut [[f64; SUMS]; 2],
+}
+
+impl<F: Fn(f64, f64) -> (f64, f64)> WithSimd for Sums<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let [mut first, mut second] = *self.sums;
+        let ((x, x_rest), (y, y_rest)) = (self.x.as_chunks::<SUMS>(), self.y.as_chunks::<SUMS>());
+        for (x, y) in x.iter().zip(y) {
+            for i in 0..SUMS {
+                let (a, b) = (self.f)(f64::from(x[i]), f64::from(y[i]));
+                first[i] += a;
+                second[i] += b;
+            }
+        }
+        for (i, (&x, &y)) in x_rest.iter().zip(y_rest).enumerate() {
+            let (a, b) = (self.f)(f64::from(x), f64::from(y));
+            first[i % SUMS] += a;
+            second[i % SUMS] += b;
+        }
+        *self.sums = [first, second];
     }
 }
 
@@ -32,21 +49,19 @@ fn channel_sums(
     shape: &[usize],
     channel: usize,
     (x, y): (&[f32], &[f32]),
-    f: impl Fn(f64, f64) -> (f64, f64) + Copy,
+    f: impl Fn(f64, f64) -> (f64, f64),
 ) -> (f64, f64) {
     let (channels, size) = planes(shape);
     let mut sums = [[0.0; SUMS]; 2];
-    vectorized(|| {
-        for n in 0..shape[0] {
-            let start = (n * channels + channel) * size;
-            let (x, y) = (&x[start..start + size], &y[start..start + size]);
-            let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<SUMS>(), y.as_chunks::<SUMS>());
-            for (x, y) in x.iter().zip(y) {
-                add(&mut sums, x, y, f);
-            }
-            add(&mut sums, x_rest, y_rest, f);
-        }
-    });
+    for n in 0..shape[0] {
+        let start = (n * channels + channel) * size;
+        Arch::new().dispatch(Sums {
+            x: &x[start..start + size],
+            y: &y[start..start + size],
+            f: &f,
+            sums: &mut sums,
+        });
+    }
     let [first, second] = sums;
     (first.iter().sum(), second.iter().sum())
 }

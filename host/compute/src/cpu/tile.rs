@@ -89,6 +89,18 @@ pub(crate) fn lanes() -> usize {
     Arch::new().dispatch(Lanes)
 }
 
+/// The vector at an index.
+#[inline(always)]
+pub(crate) fn load<S: Simd>(data: &[f32], at: usize) -> S::f32s {
+    S::as_simd_f32s(&data[at..at + S::F32_LANES]).0[0]
+}
+
+/// Writes the vector at an index.
+#[inline(always)]
+pub(crate) fn store<S: Simd>(data: &mut [f32], at: usize, value: S::f32s) {
+    S::as_mut_simd_f32s(&mut data[at..at + S::F32_LANES]).0[0] = value;
+}
+
 /// Writes `rows` × `depth` values as panels `[rows / panel, depth, panel]`; missing rows are zeros.
 #[inline(always)]
 pub(crate) fn pack(
