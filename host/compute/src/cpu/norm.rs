@@ -29,10 +29,11 @@ impl<F: Fn(f64, f64) -> (f64, f64)> WithSimd for Sums<'_, F> {
         let [mut first, mut second] = *self.sums;
         let ((x, x_rest), (y, y_rest)) = (self.x.as_chunks::<SUMS>(), self.y.as_chunks::<SUMS>());
         for (x, y) in x.iter().zip(y) {
-            for i in 0..SUMS {
-                let (a, b) = (self.f)(f64::from(x[i]), f64::from(y[i]));
-                first[i] += a;
-                second[i] += b;
+            let sums = first.iter_mut().zip(&mut second);
+            for ((first, second), (&x, &y)) in sums.zip(x.iter().zip(y)) {
+                let (a, b) = (self.f)(f64::from(x), f64::from(y));
+                *first += a;
+                *second += b;
             }
         }
         for (i, (&x, &y)) in x_rest.iter().zip(y_rest).enumerate() {
