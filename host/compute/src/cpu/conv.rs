@@ -209,7 +209,7 @@ mod tests {
             pool.install(|| match pass {
                 Pass::Forward => {
                     // Exact, and wrong where an element is finished twice or never.
-                    let factor = |index: usize| if index % 3 == 0 { -2.0 } else { 4.0 };
+                    let factor = |index: usize| if index.is_multiple_of(3) { -2.0 } else { 4.0 };
                     let finish = |first: usize, part: &mut [f32]| {
                         let numbers = part.iter_mut().enumerate();
                         numbers.for_each(|(i, y)| *y *= factor(first + i));
