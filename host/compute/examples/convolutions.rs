@@ -68,14 +68,20 @@ fn best(shapes: &[[u64; 4]], build: impl Fn(&mut Builder, &[Value]) -> Value) ->
         .open(vec![plan], u64::MAX)
         .unwrap();
     let inputs: Vec<(&str, &HostTensor)> = tensors.iter().map(|(n, t)| (&**n, t)).collect();
-    let mut run = || {
+    let mut runs = |count: u32| {
         let start = processor_time();
-        session.run(0, 1, &inputs, &AtomicBool::new(false)).unwrap();
+        for _ in 0..count {
+            session.run(0, 1, &inputs, &AtomicBool::new(false)).unwrap();
+        }
         processor_time() - start
     };
-    run();
-    let best = (0..5).map(|_| run()).min().unwrap_or(0);
-    best as f64 / 1e6
+    // The system counts in steps of some milliseconds.
+    let mut count = 1;
+    while runs(count) < 100_000_000 {
+        count *= 2;
+    }
+    let best = (0..3).map(|_| runs(count)).min().unwrap_or(0);
+    best as f64 / 1e6 / f64::from(count)
 }
 
 fn main() {
