@@ -7,7 +7,7 @@ use compute::cpu::CpuBackend;
 use compute::{Backend, DType, Graph, HostTensor, OPS, Plan};
 
 use crate::bytes::{Bytes, random};
-use crate::calls::Script;
+use crate::script::Script;
 
 /// Operators of one graph at most.
 const MOST_CALLS: usize = 48;

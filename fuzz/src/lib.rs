@@ -9,6 +9,7 @@ pub mod graph;
 pub mod messages;
 pub mod onnx;
 pub mod samples;
+mod script;
 pub mod weights;
 
 /// What a plugin says of itself.

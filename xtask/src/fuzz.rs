@@ -85,7 +85,7 @@ pub(crate) fn fuzz(root: &Path, seconds: u32) -> anyhow::Result<()> {
             .arg(format!("-max_total_time={each}"))
             .arg(format!("-timeout={INPUT_SECONDS}"))
             .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
-            .args(["-seed=1", "-max_len=4096", "-verbosity=0"])
+            .args(["-seed=1", "-max_len=8192", "-verbosity=0"])
             .arg("-print_final_stats=1");
         run(&mut command).with_context(|| {
             let artifacts = artifacts.display();

@@ -3,7 +3,7 @@
 use compute::{DType, HostTensor, Value};
 use serde_json::{Value as Json, json};
 
-use super::movement::{known, rank};
+use super::shapes::{known, rank};
 use super::{Results, one};
 use crate::error::{Refusal, refuse};
 use crate::graph::Item;

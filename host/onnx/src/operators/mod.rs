@@ -8,6 +8,7 @@ mod losses;
 mod movement;
 mod reduce;
 mod resize;
+mod shapes;
 mod windows;
 
 use crate::error::Refusal;
@@ -22,8 +23,9 @@ type Results = Result<Option<Vec<Item>>, Refusal>;
 type Family = (&'static [&'static str], fn(&mut Node<'_>) -> Results);
 
 /// The names of each family's operators, and how they are converted.
-const FAMILIES: [Family; 9] = [
+const FAMILIES: [Family; 10] = [
     (elementwise::NAMES, elementwise::convert),
+    (shapes::NAMES, shapes::convert),
     (movement::NAMES, movement::convert),
     (reduce::NAMES, reduce::convert),
     (layers::NAMES, layers::convert),
