@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod classifier;
 mod cpu;
 mod gpu;
 mod models;

@@ -13,9 +13,16 @@ const SHORT_SIDE: f64 = 256.0 / 224.0;
 /// The sides that photographs may be made, in pixels.
 const SIDES: std::ops::RangeInclusive<u32> = 32..=4096;
 
+/// A name, the transform that it stands for, and the transform's options.
+type Augmentation = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
 /// The augmentations of photographs by the names that users choose them by, with the transforms
 /// that make them.
-const AUGMENTATIONS: [(&str, &str, &[(&str, &str)]); 8] = [
+const AUGMENTATIONS: [Augmentation; 8] = [
     // A random window; the size is added.
     ("crop", "random-resized-crop", &[]),
     ("flip", "flip", &[]),
