@@ -11,7 +11,7 @@ use crate::{Home, Machine, Server, root};
 
 /// Four GPUs whose order differs wherever it can: NVML counts as listed, `cuda:N` by bus, the
 /// driver from the fastest. By bus: A100, H100, RTX 3090, T4.
-const FOUR: &str = "[[gpu]]\nprofile = \"t4\"\nbus = 0x90\n\
+pub(crate) const FOUR: &str = "[[gpu]]\nprofile = \"t4\"\nbus = 0x90\n\
     [[gpu]]\nprofile = \"h100\"\nbus = 0x53\n\
     [[gpu]]\nprofile = \"rtx3090\"\nbus = 0x64\n\
     [[gpu]]\nprofile = \"a100\"\nbus = 0x1a\n";

@@ -9,6 +9,7 @@
 
 mod classifier;
 mod cpu;
+mod devices;
 mod gpu;
 mod models;
 mod training;
@@ -144,7 +145,7 @@ fn gpus_are_listed_in_bus_order_with_what_they_tell() {
     );
     let gpus = machine.gpus()["gpus"].clone();
     assert_eq!(gpus[0]["name"], "NVIDIA GeForce RTX 3090");
-    assert_eq!(gpus[0]["temperature_celsius"], 71);
+    assert_eq!(gpus[0]["temperature_gpu_c"], 71);
     assert_eq!(gpus[0]["memory_free_bytes"], (24576u64 - 450 - 1000) << 20);
     assert_eq!(gpus[1]["compute_capability"], "9.0");
     assert!(
@@ -154,7 +155,7 @@ fn gpus_are_listed_in_bus_order_with_what_they_tell() {
             .contains("fell off the bus"),
         "{gpus}"
     );
-    assert_eq!(gpus[2]["temperature_celsius"], Value::Null);
+    assert_eq!(gpus[2]["temperature_gpu_c"], Value::Null);
     let table = machine
         .on(&mut Home::empty().hangar(&["gpus"]))
         .output()
@@ -186,8 +187,8 @@ fn a_missing_failing_or_hanging_nvml_is_a_state() {
         Machine::new(&format!("[[gpu]]\nprofile = \"t4\"\n[[fault]]\n{fault}")).gpus()
     };
     let gpus = with("function = \"nvmlDeviceGetTemperature\"\ncode = 13");
-    assert_eq!(gpus["gpus"][0]["temperature_celsius"], Value::Null);
-    assert_eq!(gpus["gpus"][0]["power_watts"], 33.51);
+    assert_eq!(gpus["gpus"][0]["temperature_gpu_c"], Value::Null);
+    assert_eq!(gpus["gpus"][0]["power_draw_watts"], 33.51);
     let gpus = with("function = \"nvmlInit_v2\"\ncode = 9");
     assert!(
         gpus["nvml_error"]
@@ -792,12 +793,7 @@ fn the_api_trains_streams_cancels_refuses_and_survives() {
     server.call("POST", "/api/v2/training/start", &training("long", 1000));
     server.wait("long", &["running"]);
     server.call("POST", "/api/v2/training/start", &training("second", 1000));
-    let start = Instant::now();
-    while !server.call("GET", "/api/v2/tasks/second", &Value::Null).1["waiting_reason"].is_string()
-    {
-        assert!(start.elapsed() < Duration::from_secs(20));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    planned(&server, "second");
     assert_eq!(
         server
             .call("POST", "/api/v2/tasks/second/cancel", &Value::Null)
@@ -948,6 +944,20 @@ fn repeat(few: usize, many: usize) -> usize {
     }
 }
 
+/// Waits until a training has planned and waits for its lease.
+fn planned(server: &Server, id: &str) {
+    let start = Instant::now();
+    loop {
+        let (_, task) = server.call("GET", &format!("/api/v2/tasks/{id}"), &Value::Null);
+        let reason = task["waiting_reason"].as_str().unwrap_or_default();
+        if reason.contains("1 of 1 trainings") {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{task}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn the_queue_goes_by_priority() {
     let home = Home::new();
@@ -962,14 +972,10 @@ fn the_queue_goes_by_priority() {
     };
     start("first", 5, 1000);
     server.wait("first", &["running"]);
-    // The second has planned and waits for its lease before the others come.
-    start("second", 5, 1);
-    while !server.call("GET", "/api/v2/tasks/second", &Value::Null).1["waiting_reason"].is_string()
-    {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    for (id, priority) in [("late", 10), ("middle", 5), ("early", 1)] {
+    // All have planned and wait for their leases before the first ends.
+    for (id, priority) in [("second", 5), ("late", 10), ("middle", 5), ("early", 1)] {
         start(id, priority, 1);
+        planned(&server, id);
     }
     server.call("POST", "/api/v2/tasks/first/cancel", &Value::Null);
     let mut ended: Vec<(String, &str)> = ["late", "middle", "early", "second"]
@@ -986,7 +992,7 @@ fn the_queue_goes_by_priority() {
         .collect();
     ended.sort();
     let order: Vec<&str> = ended.iter().map(|(_, id)| *id).collect();
-    assert_eq!(order, ["second", "early", "middle", "late"]);
+    assert_eq!(order, ["early", "second", "middle", "late"]);
 }
 
 #[test]

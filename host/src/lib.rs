@@ -8,5 +8,6 @@ pub mod output;
 pub mod plugins;
 pub mod processor;
 pub mod program;
+pub mod settings;
 pub mod tasks;
 pub mod worker;

@@ -1,19 +1,23 @@
 //! The machine: its devices as the allocator, plugins and people see them.
 
+pub mod gpus;
+
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use comfy_table::{Table, presets};
 use devices::{
-    Allocator, DeviceEntry, DeviceId, Gpu, Kind, Limits, Monitor, Snapshot, State, Usage,
+    Allocator, DeviceEntry, DeviceId, Gpu, InvalidPool, Limits, Measurement, Monitor,
+    PartialLimits, Policy, Pool, Refusal, Selector, Snapshot, State, Usage,
 };
 
+use crate::settings::Settings;
 use crate::worker::probe::{Depth, probe};
 use crate::worker::protocol::DeviceFacts;
 
 /// The time between two samples of NVML.
-const PERIOD: Duration = Duration::from_secs(2);
+pub const PERIOD: Duration = Duration::from_secs(2);
 /// How long a start waits for the first sample; a GPU that wakes up takes up to 3 s.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -32,8 +36,66 @@ pub struct Machine {
     pub monitor: Monitor,
     /// Who holds what.
     pub allocator: Arc<Allocator>,
+    /// What the operator set.
+    settings: Mutex<Settings>,
     /// Those that still run.
     probes: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A change of the settings; what is none or empty stays.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// The host's policy.
+    pub policy: Option<Policy>,
+    /// Limits of devices, of `cuda` (every GPU), of pools.
+    pub limits: Vec<(Selector, PartialLimits)>,
+    /// Pools by name; none removes one.
+    pub pools: Vec<(String, Option<Pool>)>,
+    /// Devices that take no new tasks from now on, or do again.
+    pub draining: Vec<(DeviceId, bool)>,
+}
+
+/// Why settings are not changed. Nothing of the change is done then.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// `device.unknown`.
+    #[error(transparent)]
+    Unknown(#[from] Refusal),
+    /// `pool.invalid`.
+    #[error(transparent)]
+    Pool(#[from] InvalidPool),
+    /// `settings.failed`.
+    #[error("{0:#}")]
+    Failed(anyhow::Error),
+}
+
+impl ChangeError {
+    /// The stable dotted code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown(refusal) => refusal.code(),
+            Self::Pool(_) => "pool.invalid",
+            Self::Failed(_) => "settings.failed",
+        }
+    }
+}
+
+/// Memory of a GPU that no lease takes: 3 %, and 512 MiB at least, but no more than an eighth.
+fn headroom(memory_bytes: u64) -> u64 {
+    (memory_bytes / 100 * 3).max(memory_bytes.div_euclid(8).min(512 << 20))
+}
+
+fn default_limits(id: DeviceId) -> Limits {
+    match id {
+        DeviceId::Cpu => CPU_LIMITS,
+        DeviceId::Cuda(_) => GPU_LIMITS,
+    }
+}
+
+/// What settings know a device by: `cpu`, or a GPU's UUID, else its ordinal.
+fn key(snapshot: &Snapshot, id: DeviceId) -> String {
+    let uuid = gpu(snapshot, id).and_then(|gpu| gpu.uuid.clone());
+    uuid.unwrap_or_else(|| id.to_string())
 }
 
 fn gpu(snapshot: &Snapshot, device: DeviceId) -> Option<&Gpu> {
@@ -45,25 +107,37 @@ fn gpu(snapshot: &Snapshot, device: DeviceId) -> Option<&Gpu> {
 fn reason(usage: &[Usage], gpu: &Gpu) -> Option<String> {
     let id = DeviceId::Cuda(gpu.index);
     let usage = usage.iter().find(|usage| usage.device == id)?;
-    usage.state.reason().map(str::to_owned)
+    usage.reason().map(str::to_owned)
 }
 
 impl Machine {
     /// Looks at the machine. GPUs that answer are probed in the background, as deeply as `depth` says
     /// for each; until then their tasks wait.
-    pub fn look(depth: impl Fn(DeviceId) -> Depth) -> Self {
+    /// Errors: pools in `settings` that cannot be.
+    pub fn look(
+        settings: Settings,
+        depth: impl Fn(DeviceId) -> Depth,
+    ) -> Result<Self, InvalidPool> {
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         let monitor = Monitor::start(PERIOD, PATIENCE, visible);
         let snapshot = monitor.snapshot();
+        let limits = |id| settings.limits(&key(&snapshot, id), default_limits(id));
+        let draining = |id| settings.drained.contains(&key(&snapshot, id));
+        // What the driver reserves for itself is neither used nor free.
+        let memory_bytes_of = |gpu: &Gpu| {
+            let known = gpu.memory_used_bytes.zip(gpu.memory_free_bytes);
+            known.map_or(0, |(used, free)| used + free)
+        };
         let gpus = snapshot.gpus.iter().map(|gpu| DeviceEntry {
             id: DeviceId::Cuda(gpu.index),
-            // What the driver reserves for itself is neither used nor free.
-            memory_bytes: gpu
-                .memory_used_bytes
-                .zip(gpu.memory_free_bytes)
-                .map_or(0, |(used, free)| used + free),
+            uuid: gpu.uuid.clone(),
+            model: gpu.name.clone(),
+            compute_capability: gpu.compute_capability.clone(),
+            memory_bytes: memory_bytes_of(gpu),
+            headroom_bytes: headroom(memory_bytes_of(gpu)),
             overhead_bytes: 0,
-            limits: GPU_LIMITS,
+            limits: limits(DeviceId::Cuda(gpu.index)),
+            draining: draining(DeviceId::Cuda(gpu.index)),
             state: match (&gpu.error, &gpu.uuid) {
                 (Some(error), _) => State::Unable(error.clone()),
                 (None, None) => State::Unable("NVML does not tell its UUID".to_owned()),
@@ -72,19 +146,31 @@ impl Machine {
         });
         let cpu = DeviceEntry {
             id: DeviceId::Cpu,
+            uuid: None,
+            model: "CPU".to_owned(),
+            compute_capability: None,
             memory_bytes: memory_bytes(),
+            headroom_bytes: 0,
             overhead_bytes: 0,
-            limits: CPU_LIMITS,
+            limits: limits(DeviceId::Cpu),
+            draining: draining(DeviceId::Cpu),
             state: State::Ready,
         };
-        let allocator = Allocator::new(std::iter::once(cpu).chain(gpus).collect());
+        let devices = std::iter::once(cpu).chain(gpus).collect();
+        let allocator = Allocator::new(devices, settings.policy);
+        allocator.set_pools(settings.named_pools()?);
         let measuring = Arc::clone(&allocator);
         monitor.on_sample(move |snapshot| {
-            for gpu in &snapshot.gpus {
-                if let Some(used) = gpu.memory_used_bytes {
-                    measuring.measured(DeviceId::Cuda(gpu.index), used);
-                }
-            }
+            let measured = snapshot.gpus.iter().map(|gpu| {
+                let measurement = Measurement {
+                    used_bytes: gpu.memory_used_bytes,
+                    utilization_percent: gpu.utilization_gpu_percent,
+                    thermal_margin_c: gpu.readings.thermal_margin_c,
+                    temperature_c: gpu.temperature_gpu_c,
+                };
+                (DeviceId::Cuda(gpu.index), measurement)
+            });
+            measuring.measured(&measured.collect::<Vec<_>>());
         });
         let probes = snapshot.gpus.iter().filter(|gpu| gpu.error.is_none());
         let probes = probes.filter_map(|gpu| {
@@ -101,11 +187,67 @@ impl Machine {
             }
         });
         let probes = Mutex::new(probes.collect());
-        Self {
+        Ok(Self {
             monitor,
             allocator,
+            settings: Mutex::new(settings),
             probes,
+        })
+    }
+
+    /// Changes the settings, and keeps them in the state folder before it returns.
+    pub fn change(&self, state: &Path, change: Change) -> Result<(), ChangeError> {
+        let mut kept = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let (snapshot, allocator) = (self.monitor.snapshot(), &self.allocator);
+        let mut settings = kept.clone();
+        settings.policy = change.policy.unwrap_or(settings.policy);
+        for (name, pool) in change.pools {
+            match pool {
+                Some(pool) => drop(settings.pools.insert(name, pool)),
+                None => drop(settings.pools.remove(&name)),
+            }
         }
+        for (selector, limits) in change.limits {
+            match &selector {
+                Selector::Pool(name) => match settings.pools.get_mut(&name.to_string()) {
+                    Some(pool) => pool.limits = pool.limits.with(limits),
+                    None => allocator.exists(&selector)?,
+                },
+                Selector::AnyGpu => {
+                    allocator.exists(&selector)?;
+                    settings.set_limits("cuda", limits);
+                }
+                Selector::Device(id) => {
+                    allocator.exists(&selector)?;
+                    settings.set_limits(&key(&snapshot, *id), limits);
+                }
+            }
+        }
+        for (id, draining) in change.draining {
+            allocator.exists(&Selector::Device(id))?;
+            let key = key(&snapshot, id);
+            if draining {
+                settings.drained.insert(key);
+            } else {
+                settings.drained.remove(&key);
+            }
+        }
+        let pools = settings.named_pools()?;
+        settings.write(state).map_err(ChangeError::Failed)?;
+        allocator.set_policy(settings.policy);
+        allocator.set_pools(pools);
+        for usage in allocator.usage() {
+            let (id, key) = (usage.device, key(&snapshot, usage.device));
+            let limits = settings.limits(&key, default_limits(id));
+            let limits = PartialLimits {
+                training: Some(limits.training),
+                inference: Some(limits.inference),
+            };
+            allocator.set_limits(&Selector::Device(id), limits)?;
+            allocator.drain(id, settings.drained.contains(&key))?;
+        }
+        *kept = settings;
+        Ok(())
     }
 
     /// Waits until every GPU is probed.
@@ -170,86 +312,6 @@ impl Machine {
         let sampled = tokio::task::spawn_blocking(move || monitor.refresh()).await;
         gpu(&*sampled.ok()?, device)?.memory_used_bytes
     }
-
-    /// The GPUs for programs: what NVML tells, and whether tasks can run there.
-    pub fn describe(&self) -> anyhow::Result<serde_json::Value> {
-        let (snapshot, usage) = (self.monitor.snapshot(), self.allocator.usage());
-        let mut described = serde_json::to_value(&*snapshot)?;
-        let gpus = described["gpus"].as_array_mut().into_iter().flatten();
-        for (described, gpu) in gpus.zip(&snapshot.gpus) {
-            let reason = reason(&usage, gpu);
-            described["schedulable"] = reason.is_none().into();
-            described["reason"] = reason.into();
-        }
-        Ok(described)
-    }
-
-    /// The table of GPUs for people: memory in MiB, temperature in °C, power in W.
-    pub fn table(&self) -> String {
-        let snapshot = self.monitor.snapshot();
-        if snapshot.gpus.is_empty() {
-            let reason = snapshot.nvml_error.as_deref().unwrap_or("NVML shows none");
-            return format!("No GPU: {reason}");
-        }
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL_CONDENSED);
-        table.set_header([
-            "GPU",
-            "name",
-            "cc",
-            "total MiB",
-            "used",
-            "free",
-            "°C",
-            "W",
-            "tasks",
-            "state",
-        ]);
-        for gpu in &snapshot.gpus {
-            table.add_row(self.row(gpu));
-        }
-        format!("{table}{}", heading(&snapshot))
-    }
-
-    fn row(&self, gpu: &Gpu) -> Vec<String> {
-        let text = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
-        let mib = |bytes: Option<u64>| text(bytes.map(|bytes| (bytes >> 20).to_string()));
-        let usage = self.allocator.usage();
-        let usage = usage
-            .iter()
-            .find(|usage| usage.device == DeviceId::Cuda(gpu.index));
-        let tasks = usage.map(|usage| {
-            let (training, inference) = (usage.count(Kind::Training), usage.count(Kind::Inference));
-            format!("{training} + {inference}")
-        });
-        vec![
-            gpu.index.to_string(),
-            gpu.name.clone(),
-            text(gpu.compute_capability.clone()),
-            mib(gpu.memory_total_bytes),
-            mib(gpu.memory_used_bytes),
-            mib(gpu.memory_free_bytes),
-            text(gpu.temperature_celsius.map(|celsius| celsius.to_string())),
-            text(gpu.power_watts.map(|watts| format!("{watts:.0}"))),
-            text(tasks),
-            match usage.map(|usage| &usage.state) {
-                Some(State::Ready) => "ready".to_owned(),
-                Some(State::Probing) => "is being probed".to_owned(),
-                Some(State::Unable(reason)) => format!("not schedulable: {reason}"),
-                None => "unknown".to_owned(),
-            },
-        ]
-    }
-}
-
-fn heading(snapshot: &Snapshot) -> String {
-    let version = |what: &str, version: &Option<String>| {
-        version
-            .as_ref()
-            .map(|version| format!("\n{what} {version}"))
-            .unwrap_or_default()
-    };
-    version("driver", &snapshot.driver_version) + &version("CUDA up to", &snapshot.cuda_version)
 }
 
 /// The machine's memory in bytes (`MemTotal` of /proc/meminfo).

@@ -91,7 +91,29 @@ const CRATES: &[Crate] = &[
             ("selector", &[]),
             ("nvml", &["gpu"]),
             ("monitor", &["gpu", "nvml"]),
-            ("allocator", &["selector"]),
+            ("policy", &[]),
+            ("queue", &[]),
+            ("request", &["policy", "queue", "selector"]),
+            ("pool", &["policy", "request", "selector"]),
+            (
+                "ledger",
+                &["policy", "pool", "queue", "request", "selector"],
+            ),
+            (
+                "scheduler",
+                &["ledger", "policy", "pool", "queue", "request", "selector"],
+            ),
+            (
+                "allocator",
+                &[
+                    "ledger",
+                    "policy",
+                    "pool",
+                    "request",
+                    "scheduler",
+                    "selector",
+                ],
+            ),
         ],
     ),
     (
@@ -121,7 +143,8 @@ const CRATES: &[Crate] = &[
             // The worker runs plugins; plugins tell their worker, by its protocol.
             ("plugins", &["output", "program", "worker"]),
             ("worker", &["output", "plugins", "program"]),
-            ("machine", &["worker"]),
+            ("settings", &[]),
+            ("machine", &["settings", "worker"]),
             // A task is resumed from a checkpoint, as plugins write it.
             ("tasks", &["machine", "output", "plugins", "worker"]),
             ("inputs", &["tasks"]),
@@ -132,7 +155,7 @@ const CRATES: &[Crate] = &[
             (
                 "cli",
                 &[
-                    "http", "inputs", "machine", "output", "plugins", "tasks", "worker",
+                    "http", "inputs", "machine", "output", "plugins", "settings", "tasks", "worker",
                 ],
             ),
         ],

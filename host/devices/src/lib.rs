@@ -1,20 +1,29 @@
 //! The machine's devices: what NVML tells about its GPUs, device strings, and who holds what.
 //!
 //! [`Monitor`] samples NVML off the request path → [`Snapshot`]. [`Selector`] is a device string,
-//! parsed once. [`Allocator`] is one lock around a ledger: deciding and recording is one step, and a
-//! [`Lease`] ends exactly once.
+//! parsed once. [`Allocator`] is one lock around pure parts: the ledger (what each device has and who
+//! holds it), [`Pool`]s, the [`Policy`] among free devices, and [`Place`]s in the queue. Deciding and
+//! recording is one step, and a [`Lease`] ends exactly once.
 
 mod allocator;
 mod gpu;
+mod ledger;
 mod monitor;
 mod nvml;
+mod policy;
+mod pool;
+mod queue;
+mod request;
+mod scheduler;
 mod selector;
 
-pub use allocator::{
-    Allocator, DeviceEntry, Kind, Lease, Limits, Outcome, PartialLimits, Refusal, Request, State,
-    Usage,
-};
+pub use allocator::{Allocator, Lease, PoolUsage, Ticket, Usage};
 pub use gpu::{Gpu, Snapshot};
+pub use ledger::{DeviceEntry, Measurement, State};
 pub use monitor::Monitor;
 pub use nvml::memory_used;
-pub use selector::{DeviceId, InvalidSelector, Selector};
+pub use policy::{InvalidPolicy, Policy};
+pub use pool::{GpuFacts, InvalidPool, Pool};
+pub use queue::Place;
+pub use request::{Kind, Limits, PartialLimits, PerKind, Refusal, Request};
+pub use selector::{DeviceId, InvalidSelector, PoolName, Selector};

@@ -1,11 +1,13 @@
 //! Reading NVML. Every figure may be missing; a GPU that does not answer is a state, not an error.
 
+mod describe;
+
 use std::time::Instant;
 
-use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{Device, Nvml};
 
+use self::describe::{describe, silent};
 use crate::gpu::{Gpu, Snapshot};
 
 /// A GPU before it has its place among the visible ones.
@@ -45,6 +47,8 @@ pub(crate) fn sample(nvml: &Nvml, visible: Option<&str>) -> Snapshot {
     Snapshot {
         gpus,
         driver_version: nvml.sys_driver_version().ok(),
+        nvml_version: nvml.sys_nvml_version().ok(),
+        detected: count,
         // cuDriverGetVersion: 1000·major + 10·minor.
         cuda_version: cuda.map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
         nvml_error: None,
@@ -67,67 +71,17 @@ pub fn memory_used(uuid: &str) -> Result<u64, String> {
 
 fn read(nvml: &Nvml, index: u32) -> Found {
     match nvml.device_by_index(index) {
-        Ok(device) => describe(&device),
+        Ok(device) => Found {
+            position: device
+                .pci_info()
+                .map_or((u32::MAX, u32::MAX, index), |pci| {
+                    (pci.domain, pci.bus, pci.device)
+                }),
+            gpu: describe(nvml, &device),
+        },
         Err(error) => Found {
             gpu: silent(format!("GPU {index} of NVML"), error.to_string()),
             position: (u32::MAX, u32::MAX, index),
-        },
-    }
-}
-
-/// A GPU of which only the failure is known.
-fn silent(name: String, error: String) -> Gpu {
-    Gpu {
-        index: 0,
-        uuid: None,
-        name,
-        pci_bus_id: None,
-        compute_capability: None,
-        memory_total_bytes: None,
-        memory_used_bytes: None,
-        memory_free_bytes: None,
-        temperature_celsius: None,
-        power_watts: None,
-        power_limit_watts: None,
-        utilization_percent: None,
-        error: Some(error),
-    }
-}
-
-fn describe(device: &Device<'_>) -> Found {
-    let pci = device.pci_info().ok();
-    let memory = device.memory_info();
-    // A lost GPU still has a handle, but no answer to anything.
-    let error = match &memory {
-        Err(error @ (NvmlError::GpuLost | NvmlError::Unknown)) => Some(error.to_string()),
-        _ => None,
-    };
-    let memory = memory.ok();
-    let capability = device.cuda_compute_capability().ok();
-    Found {
-        position: pci.as_ref().map_or((u32::MAX, u32::MAX, u32::MAX), |pci| {
-            (pci.domain, pci.bus, pci.device)
-        }),
-        gpu: Gpu {
-            uuid: device.uuid().ok(),
-            name: device.name().unwrap_or_else(|_| "unknown GPU".to_owned()),
-            pci_bus_id: pci.map(|pci| pci.bus_id),
-            compute_capability: capability.map(|c| format!("{}.{}", c.major, c.minor)),
-            memory_total_bytes: memory.as_ref().map(|memory| memory.total),
-            memory_used_bytes: memory.as_ref().map(|memory| memory.used),
-            memory_free_bytes: memory.as_ref().map(|memory| memory.free),
-            temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
-            power_watts: device
-                .power_usage()
-                .ok()
-                .map(|milliwatts| f64::from(milliwatts) / 1e3),
-            power_limit_watts: device
-                .enforced_power_limit()
-                .ok()
-                .map(|milliwatts| f64::from(milliwatts) / 1e3),
-            utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
-            error,
-            index: 0,
         },
     }
 }

@@ -21,13 +21,39 @@ impl fmt::Display for DeviceId {
     }
 }
 
-/// What a user or a plugin asks for: `cpu`, `cuda` or `cuda:N`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The name of a pool: 1 to 64 letters, digits, `-`, `_` and `.`, a letter first, not `cpu` or `cuda`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolName(Box<str>);
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for PoolName {
+    type Err = InvalidSelector;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSelector> {
+        let letters = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        let valid = text.len() <= 64
+            && text.starts_with(|first: char| first.is_ascii_alphabetic())
+            && text.bytes().all(letters)
+            && !["cpu", "cuda"].contains(&text);
+        let invalid = || InvalidSelector(text.chars().take(64).collect());
+        valid.then(|| Self(text.into())).ok_or_else(invalid)
+    }
+}
+
+/// What a user or a plugin asks for: `cpu`, `cuda`, `cuda:N` or a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Selector {
     /// This device.
     Device(DeviceId),
     /// Any GPU, the processor where there is none.
     AnyGpu,
+    /// Any GPU of a pool.
+    Pool(PoolName),
 }
 
 impl fmt::Display for Selector {
@@ -35,13 +61,16 @@ impl fmt::Display for Selector {
         match self {
             Self::Device(device) => device.fmt(f),
             Self::AnyGpu => f.write_str("cuda"),
+            Self::Pool(name) => name.fmt(f),
         }
     }
 }
 
 /// A string that is no device string.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a device; a device is `cpu`, `cuda` (the host picks a GPU) or `cuda:N`")]
+#[error(
+    "`{0}` is not a device; a device is `cpu`, `cuda` (the host picks a GPU), `cuda:N` or a pool's name"
+)]
 pub struct InvalidSelector(String);
 
 impl FromStr for Selector {
@@ -52,6 +81,7 @@ impl FromStr for Selector {
         match text.split_once(':') {
             None if text == "cpu" => Ok(Self::Device(DeviceId::Cpu)),
             None if text == "cuda" => Ok(Self::AnyGpu),
+            None => text.parse().map(Self::Pool),
             Some(("cuda", digits)) => {
                 let ordinal: u32 = digits.parse().map_err(|_| invalid())?;
                 // `+1` and `01` parse as numbers but are not how a device is written.
@@ -60,7 +90,7 @@ impl FromStr for Selector {
                 }
                 Ok(Self::Device(DeviceId::Cuda(ordinal)))
             }
-            _ => Err(invalid()),
+            Some(_) => Err(invalid()),
         }
     }
 }
@@ -72,8 +102,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_three_forms_parse_and_print_alike() {
-        for text in ["cpu", "cuda", "cuda:0", "cuda:15"] {
+    fn the_forms_parse_and_print_alike() {
+        for text in ["cpu", "cuda", "cuda:0", "cuda:15", "fast", "team-a.big_1"] {
             assert_eq!(text.parse::<Selector>().unwrap().to_string(), text);
         }
     }
@@ -82,13 +112,14 @@ mod tests {
     fn anything_else_is_refused_with_the_forms() {
         for text in [
             "",
-            "CPU",
+            "9",
+            "a b",
+            "pool:fast",
             "cuda:",
             "cuda:abc",
             "cuda:-1",
             "cuda:+1",
             "cuda:01",
-            "gpu",
             "cuda:0:1",
             "cuda:4294967296",
             " cpu",

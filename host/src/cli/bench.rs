@@ -12,9 +12,10 @@ use serde_json::{Map, Value, json};
 use crate::machine::Machine;
 use crate::output;
 use crate::plugins::{Registry, RegistrySettings};
+use crate::settings::Settings;
 use crate::tasks::lock::Role;
 use crate::tasks::task::{Submission, TaskKind, TaskState};
-use crate::tasks::{Settings, Tasks};
+use crate::tasks::{self, Tasks};
 use crate::worker::probe::Depth;
 
 /// The plugin that is run.
@@ -139,13 +140,13 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Mode::Infer => (TaskKind::Inference, "inference"),
         };
         let depth = if cpu { Depth::Check } else { Depth::Measure };
-        let machine = Arc::new(Machine::look(move |_| depth));
+        let machine = Arc::new(Machine::look(Settings::default(), move |_| depth)?);
         if !cpu {
             machine.probed();
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = arguments.threads.unwrap_or(cores);
-        let tasks = Tasks::start(Settings {
+        let tasks = Tasks::start(tasks::Settings {
             role: Role::Single,
             state: state.path().to_owned(),
             machine,
@@ -165,6 +166,7 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             parameters: plugin.description.check(name, &parameters)?,
             device: Some(arguments.device.clone()),
             tf32: arguments.dtype == Precision::Tf32,
+            policy: None,
             priority: 5,
             description: None,
             data: Vec::new(),

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::machine::Machine;
 use crate::output;
 use crate::plugins::{self, PluginState, Registry, RegistrySettings};
+use crate::settings::Settings;
 use crate::tasks::store::{Store, TaskFilter};
 use crate::worker::probe::Depth;
 use folders::Folders;
@@ -112,7 +113,7 @@ pub fn main() -> ExitCode {
 }
 
 fn gpus(json: bool) -> anyhow::Result<ExitCode> {
-    let machine = Machine::look(|_| Depth::Check);
+    let machine = Machine::look(Settings::default(), |_| Depth::Check)?;
     machine.probed();
     if json {
         output::data(serde_json::to_string_pretty(&machine.describe()?)?)?;

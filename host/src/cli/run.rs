@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use devices::Policy;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
@@ -14,11 +15,12 @@ use super::folders::Folders;
 use crate::inputs::{existing, source};
 use crate::machine::Machine;
 use crate::output;
+use crate::settings::Settings;
 use crate::tasks::lock::Role;
 use crate::tasks::resume::Resume;
 use crate::tasks::store::Event;
 use crate::tasks::task::{Submission, TaskKind, TaskRecord, TaskState};
-use crate::tasks::{Settings, Tasks};
+use crate::tasks::{self, Tasks};
 use crate::worker::probe::Depth;
 
 #[derive(Args)]
@@ -45,9 +47,13 @@ pub(super) struct Arguments {
     /// results stay in that folder. Parameters that are not given are those it had.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["weights", "output"])]
     resume: Option<PathBuf>,
-    /// The device: cpu, cuda or cuda:N.
+    /// The device: cpu, cuda, cuda:N or a pool of the state folder's.
     #[arg(long)]
     device: Option<String>,
+    /// Which of several free GPUs: least-loaded, fewest-tasks, most-free-memory, least-utilized,
+    /// round-robin, pack, spread or coolest [default: the pool's, else the host's].
+    #[arg(long)]
+    policy: Option<Policy>,
     /// Lets matrix products on a GPU round their inputs to TF32, which is faster.
     #[arg(long)]
     tf32: bool,
@@ -95,16 +101,17 @@ pub(super) fn run(folders: &Folders, arguments: Arguments, json: bool) -> anyhow
         let selector = device.map(str::parse::<devices::Selector>).transpose()?;
         // GPUs that the task cannot use are not woken up.
         let wanted = selector.unwrap_or(devices::Selector::AnyGpu);
-        let machine = Arc::new(Machine::look(|id| match wanted {
-            devices::Selector::AnyGpu => Depth::Measure,
-            devices::Selector::Device(device) if device == id => Depth::Measure,
+        let machine = Machine::look(Settings::read(&folders.state)?, |id| match &wanted {
+            devices::Selector::AnyGpu | devices::Selector::Pool(_) => Depth::Measure,
+            devices::Selector::Device(device) if *device == id => Depth::Measure,
             devices::Selector::Device(_) => Depth::Check,
-        }));
+        })?;
+        let machine = Arc::new(machine);
         if wanted != devices::Selector::Device(devices::DeviceId::Cpu) {
             machine.probed();
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let tasks = Tasks::start(Settings {
+        let tasks = Tasks::start(tasks::Settings {
             role: Role::Single,
             state: folders.state.clone(),
             machine: Arc::clone(&machine),
@@ -194,6 +201,7 @@ fn submission(
         parameters,
         device: arguments.device.clone(),
         tf32: arguments.tf32,
+        policy: arguments.policy,
         priority: 5,
         description: None,
         data,

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use clap::Args;
+use devices::Policy;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::folders::Folders;
 use crate::http::{self, Host};
 use crate::machine::Machine;
 use crate::output;
+use crate::settings::Settings;
 use crate::tasks::lock::Role;
-use crate::tasks::{Settings, Tasks};
+use crate::tasks::{self, Tasks};
 use crate::worker::probe::Depth;
 use crate::worker::protocol::Limits;
 
@@ -25,18 +27,27 @@ pub(super) struct Arguments {
     /// Tasks that may wait.
     #[arg(long, default_value_t = 100)]
     queue_size: usize,
+    /// Which of several free GPUs a task gets, where neither it nor its pool says so: least-loaded,
+    /// fewest-tasks, most-free-memory, least-utilized, round-robin, pack, spread or coolest
+    /// [default: what was last set].
+    #[arg(long)]
+    policy: Option<Policy>,
 }
 
 pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
         let listener = http::bind(arguments.listen).await?;
-        let machine = Arc::new(Machine::look(|_| Depth::Measure));
+        let mut settings = Settings::read(&folders.state)?;
+        if let Some(policy) = arguments.policy {
+            settings.policy = policy;
+        }
+        let machine = Arc::new(Machine::look(settings, |_| Depth::Measure)?);
         output::message(machine.table());
         output::message(format_args!("plugins: {}", folders.plugins.display()));
         output::message(format_args!("state:   {}", folders.state.display()));
         let registry = super::registry(folders).await?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let tasks = Tasks::start(Settings {
+        let tasks = Tasks::start(tasks::Settings {
             role: Role::Server,
             state: folders.state.clone(),
             machine: Arc::clone(&machine),
@@ -61,6 +72,7 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
             machine,
             registry,
             tasks: tasks.clone(),
+            state: folders.state.clone(),
             streams: AtomicUsize::new(0),
         });
         http::serve(listener, host, stop).await;

@@ -1,5 +1,6 @@
 //! The HTTP API: axum's router on our own accept loop.
 
+mod devices;
 mod guard;
 mod problem;
 mod requests;
@@ -9,6 +10,7 @@ mod tasks;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -46,6 +48,8 @@ pub struct Host {
     pub registry: Registry,
     /// The tasks.
     pub tasks: Tasks,
+    /// The state folder.
+    pub state: PathBuf,
     /// Event streams open at the moment.
     pub streams: AtomicUsize,
 }
@@ -61,7 +65,12 @@ fn router(host: Arc<Host>, loopback: bool) -> Router {
         .route("/api/v2/resources", get(resources::all))
         .route("/api/v2/resources/gpu", get(resources::gpu))
         .route("/api/v2/resources/cpu", get(resources::cpu))
-        .route("/api/v2/resources/config", post(resources::config))
+        .route(
+            "/api/v2/resources/config",
+            get(devices::config).post(devices::configure),
+        )
+        .route("/api/v2/devices/{device}/drain", post(devices::drain))
+        .route("/api/v2/devices/{device}/enable", post(devices::enable))
         .route("/api/v2/plugins", get(resources::plugins))
         .route("/api/v2/training/start", post(tasks::train))
         .route("/api/v2/training/{id}", get(tasks::get))

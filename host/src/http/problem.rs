@@ -13,7 +13,12 @@ pub(super) struct Problem {
     status: StatusCode,
     code: String,
     detail: String,
+    /// Seconds after which the same request may be taken.
+    retry_after: Option<u64>,
 }
+
+/// After how many seconds a client asks again that was refused for want of room.
+const RETRY_SECONDS: u64 = 5;
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &str, detail: impl ToString) -> Self {
@@ -21,6 +26,7 @@ impl Problem {
             status,
             code: code.to_owned(),
             detail: detail.to_string(),
+            retry_after: None,
         }
     }
 
@@ -43,7 +49,11 @@ impl From<TaskError> for Problem {
             TaskError::Output { .. } => StatusCode::BAD_REQUEST,
             TaskError::Store(_) | TaskError::Stored(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, error.code(), error)
+        let later = matches!(error, TaskError::QueueFull { .. } | TaskError::ShuttingDown);
+        Self {
+            retry_after: later.then_some(RETRY_SECONDS),
+            ..Self::new(status, error.code(), error)
+        }
     }
 }
 
@@ -57,6 +67,12 @@ impl IntoResponse for Problem {
             "detail": self.detail,
         });
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-        (self.status, kind, body.to_string()).into_response()
+        let mut response = (self.status, kind, body.to_string()).into_response();
+        if let Some(seconds) = self.retry_after {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }

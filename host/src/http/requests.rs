@@ -39,6 +39,8 @@ pub(super) struct Training {
     #[serde(default)]
     resume: Option<String>,
     #[serde(default)]
+    policy: Option<String>,
+    #[serde(default)]
     weight_path: Option<PathBuf>,
     pretrained: Option<bool>,
     shuffle: Option<bool>,
@@ -67,6 +69,8 @@ pub(super) struct Inference {
     device: String,
     #[serde(default)]
     tf32: bool,
+    #[serde(default)]
+    policy: Option<String>,
     task_id: Option<String>,
     #[serde(default = "inference_priority")]
     priority: u8,
@@ -162,6 +166,7 @@ impl Training {
                 .or(earlier.and_then(|task| task.device_requested.clone()))
                 .unwrap_or_else(cuda),
             tf32: self.tf32 || earlier.is_some_and(|task| task.tf32),
+            policy: self.policy,
             priority: self.priority,
             data,
             weights,
@@ -210,6 +215,7 @@ impl Inference {
             params: self.params,
             device: self.device,
             tf32: self.tf32,
+            policy: self.policy,
             priority: self.priority,
             data,
             weights: Some(self.weight_path),
@@ -229,6 +235,7 @@ struct Common {
     params: Map<String, Value>,
     device: String,
     tf32: bool,
+    policy: Option<String>,
     priority: u8,
     data: Vec<crate::tasks::task::DataSource>,
     weights: Option<PathBuf>,
@@ -247,6 +254,12 @@ fn common(c: Common) -> Result<Submission, Problem> {
     }
     let parsed: Result<devices::Selector, _> = c.device.parse();
     parsed.map_err(|error| Problem::invalid("device.invalid", error))?;
+    let policy = c
+        .policy
+        .as_deref()
+        .map(str::parse::<devices::Policy>)
+        .transpose();
+    let policy = policy.map_err(|error| Problem::invalid("device.policy", error))?;
     let kind = match c.kind {
         TaskKind::Training => "training",
         TaskKind::Inference => "inference",
@@ -262,6 +275,7 @@ fn common(c: Common) -> Result<Submission, Problem> {
         parameters: parameters.map_err(|error| Problem::invalid(error.code(), error))?,
         device: Some(c.device),
         tf32: c.tf32,
+        policy,
         priority: c.priority,
         description: c.description,
         data: c.data,

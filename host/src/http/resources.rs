@@ -1,17 +1,14 @@
 //! Routes about the machine and the host.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
-use devices::{Gpu, Kind, PartialLimits, Selector, Usage};
-use serde::Deserialize;
+use devices::{Gpu, Kind, Usage};
 use serde_json::{Map, Value, json};
 
 use super::Shared;
-use super::problem::Problem;
-use crate::machine::Machine;
+use crate::machine::{Machine, PERIOD, gpus};
 use crate::plugins::PluginState;
 use crate::processor;
 
@@ -22,7 +19,7 @@ fn gigabytes(bytes: Option<u64>) -> Option<f64> {
     bytes.map(|bytes| (bytes as f64 / (1u64 << 30) as f64 * 100.0).round() / 100.0)
 }
 
-fn by_device(usage: &[Usage], value: impl Fn(&Usage) -> Value) -> Map<String, Value> {
+pub(super) fn by_device(usage: &[Usage], value: impl Fn(&Usage) -> Value) -> Map<String, Value> {
     usage
         .iter()
         .map(|usage| (usage.device.to_string(), value(usage)))
@@ -44,37 +41,59 @@ fn active(usage: &Usage) -> Value {
     tasks.collect()
 }
 
+/// A GPU: the old service's members, then all that is known.
+fn device(gpu: &Gpu, usage: Option<&Usage>) -> Value {
+    let mut device = json!({
+        "id": gpu.index,
+        "device_name": format!("cuda:{}", gpu.index),
+        "name": gpu.name,
+        "compute_capability": gpu.compute_capability,
+        "total_memory_gb": gigabytes(gpu.memory_total_bytes),
+        "allocated_memory_gb": gigabytes(gpu.memory_used_bytes),
+        "cached_memory_gb": usage.map(|usage| gigabytes(Some(usage.reserved_bytes))),
+        "free_memory_gb": gigabytes(gpu.memory_free_bytes),
+        "utilization": gpu.utilization_gpu_percent,
+        "current_tasks": usage.map(counts),
+    });
+    if let (Value::Object(device), Ok(Value::Object(fields))) =
+        (&mut device, gpus::fields(gpu, usage))
+    {
+        device.extend(fields);
+    }
+    device
+}
+
 fn gpu_info(machine: &Machine) -> Value {
     let (snapshot, usage) = (machine.monitor.snapshot(), machine.allocator.usage());
-    let device = |gpu: &Gpu| {
-        let name = format!("cuda:{}", gpu.index);
-        let usage = usage.iter().find(|usage| usage.device.to_string() == name);
-        let taken = gpu.memory_used_bytes.zip(gpu.memory_total_bytes);
-        json!({
-            "id": gpu.index,
-            "device_name": name,
-            "name": gpu.name,
-            "compute_capability": gpu.compute_capability,
-            "total_memory_gb": gigabytes(gpu.memory_total_bytes),
-            "allocated_memory_gb": gigabytes(gpu.memory_used_bytes),
-            "cached_memory_gb": usage.map(|usage| gigabytes(Some(usage.reserved_bytes))),
-            "free_memory_gb": gigabytes(gpu.memory_free_bytes),
-            "utilization": taken.map(|(used, total)| (used as f64 / total as f64 * 1e4).round() / 1e2),
-            "current_tasks": usage.map(counts),
-            "schedulable": usage.is_some_and(|usage| usage.state == devices::State::Ready),
-            "reason": usage.and_then(|usage| usage.state.reason()),
-            "nvml": gpu,
-        })
-    };
+    let devices: Vec<Value> = snapshot
+        .gpus
+        .iter()
+        .map(|gpu| device(gpu, gpus::of(&usage, gpu)))
+        .collect();
+    let schedulable = devices
+        .iter()
+        .filter(|device| device["schedulable"] == true);
+    let age = snapshot.taken.map(|taken| taken.elapsed());
+    let sampled = age.and_then(|age| jiff::Timestamp::now().checked_sub(age).ok());
     json!({
         "available": !snapshot.gpus.is_empty(),
         "count": snapshot.gpus.len(),
         "cuda_version": snapshot.cuda_version,
         "driver_version": snapshot.driver_version,
         "pytorch_version": null,
-        "devices": snapshot.gpus.iter().map(device).collect::<Vec<_>>(),
-        "error": snapshot.nvml_error,
-        "age_seconds": snapshot.taken.map(|taken| taken.elapsed().as_secs_f64()),
+        "schema_version": 1,
+        "source": if snapshot.nvml_error.is_none() { "nvml" } else { "none" },
+        "nvml_version": snapshot.nvml_version,
+        "nvml_error": snapshot.nvml_error,
+        "gpu_count_detected": snapshot.detected,
+        "gpu_count_schedulable": schedulable.count(),
+        "sampled_at": sampled.map(|time| format!("{time:.3}")),
+        "sample_age_ms": age.map(|age| age.as_millis() as u64),
+        "sample_interval_ms": PERIOD.as_millis() as u64,
+        "cuda_visible_devices": std::env::var("CUDA_VISIBLE_DEVICES").ok(),
+        "cpu_fallback_enabled": true,
+        "devices": devices,
+        "pools": super::devices::pools(machine),
     })
 }
 
@@ -88,6 +107,8 @@ pub(super) async fn all(State(host): Shared) -> Json<Value> {
         "device_usage": by_device(&usage, counts),
         "active_tasks": by_device(&usage, active),
         "limits": by_device(&usage, |usage| json!(usage.limits)),
+        "pools": super::devices::pools(&host.machine),
+        "queue": { "waiting": host.tasks.waiting(), "size": host.tasks.queue_size() },
         "gpu_info": gpu_info(&host.machine),
     }))
 }
@@ -156,46 +177,6 @@ pub(super) async fn plugins(State(host): Shared) -> Json<Value> {
     Json(entries.collect())
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Config {
-    max_concurrent: BTreeMap<String, Change>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Change {
-    training: Option<u32>,
-    inference: Option<u32>,
-}
-
-pub(super) async fn config(
-    State(host): Shared,
-    config: Result<Json<Config>, axum::extract::rejection::JsonRejection>,
-) -> Result<Json<Value>, Problem> {
-    let Json(config) =
-        config.map_err(|error| Problem::invalid("request.member", error.body_text()))?;
-    for (device, change) in config.max_concurrent {
-        let selector: Selector = device
-            .parse()
-            .map_err(|error| Problem::invalid("device.invalid", error))?;
-        let limits = PartialLimits {
-            training: change.training,
-            inference: change.inference,
-        };
-        host.machine
-            .allocator
-            .set_limits(&selector, limits)
-            .map_err(|refusal| Problem::invalid(refusal.code(), refusal))?;
-    }
-    let usage = host.machine.allocator.usage();
-    Ok(Json(json!({
-        "status": "success",
-        "message": "the limits are changed",
-        "current_config": { "max_concurrent": by_device(&usage, |usage| json!(usage.limits)) },
-    })))
-}
-
 pub(super) async fn root() -> Json<Value> {
     Json(json!({
         "name": "Hangar",
@@ -225,7 +206,10 @@ pub(super) async fn root() -> Json<Value> {
                 "all": "GET /api/v2/resources",
                 "gpu": "GET /api/v2/resources/gpu",
                 "cpu": "GET /api/v2/resources/cpu",
-                "config": "POST /api/v2/resources/config",
+                "config": "GET /api/v2/resources/config",
+                "configure": "POST /api/v2/resources/config",
+                "drain": "POST /api/v2/devices/{device}/drain",
+                "enable": "POST /api/v2/devices/{device}/enable",
                 "plugins": "GET /api/v2/plugins",
             },
             "host": { "health": "GET /api/v1/health", "info": "GET /api/v1/info" },

@@ -40,6 +40,7 @@ fn response(record: &TaskRecord) -> Value {
         "device_uuid": record.device_uuid,
         "device_memory": record.device_memory,
         "tf32": record.tf32,
+        "policy": record.policy,
         "lease_bytes": record.lease_bytes,
         "error_code": record.error_code,
         "output": record.output,
@@ -47,7 +48,7 @@ fn response(record: &TaskRecord) -> Value {
     })
 }
 
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             Problem::invalid("request.member", error)

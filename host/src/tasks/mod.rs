@@ -8,12 +8,12 @@ pub mod store;
 mod supervisor;
 pub mod task;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use devices::{Kind, Selector};
+use devices::{Kind, Place, Selector};
 use tokio::sync::{Notify, watch};
 
 use self::error::TaskError;
@@ -22,6 +22,10 @@ use self::store::{Event, Store, TaskFilter};
 use self::task::{Submission, TaskKind, TaskRecord, TaskState};
 use crate::machine::Machine;
 use crate::worker::protocol::Limits;
+
+/// Tasks of one device string and kind that plan or wait with a plan, so that a small one may pass a
+/// large one. Whoever goes before all of these may plan besides.
+const AHEAD: usize = 4;
 
 /// What tasks need of the host.
 pub struct Settings {
@@ -33,7 +37,7 @@ pub struct Settings {
     pub machine: Arc<Machine>,
     /// The folder of compiled plugins.
     pub compile_cache: PathBuf,
-    /// Workers that plan at once.
+    /// Workers that plan at once; those that wait for a device with a plan do not count.
     pub planners: usize,
     /// Threads of a worker for compute on the CPU.
     pub threads_per_worker: usize,
@@ -55,6 +59,8 @@ struct Inner {
     /// The state folder is this host's as long as it runs.
     hold: Hold,
     live: Mutex<Live>,
+    /// The beginning of the times that places in the queue are counted from.
+    begun: Instant,
     /// Looks at the queue again.
     wake: Notify,
     /// Counts changes of any task, for those who wait for one.
@@ -64,27 +70,29 @@ struct Inner {
 #[derive(Default)]
 struct Live {
     closing: bool,
-    queue: Vec<Waiting>,
+    /// Tasks that have no worker yet, in order.
+    queue: BTreeMap<Place, Waiting>,
+    /// The number of the last place in the queue.
+    places: u64,
     /// What each task that waits or runs is told to do.
     tasks: HashMap<String, watch::Sender<bool>>,
-    /// Tasks that plan, or wait for their lease, by the device asked for.
-    planning: HashMap<String, (String, Kind)>,
+    /// Tasks that plan, or wait for their lease.
+    planning: HashMap<String, Planning>,
 }
+
+/// The device asked for and the kind.
+type Key = (String, Kind);
 
 struct Waiting {
     id: String,
-    priority: u8,
-    since: Instant,
-    /// The device asked for and the kind: of each pair one worker at a time plans or waits.
-    key: (String, Kind),
+    key: Key,
 }
 
-impl Waiting {
-    /// Lower goes first. A minute of waiting is worth a step of priority, so that nothing starves.
-    fn rank(&self) -> i64 {
-        let waited = self.since.elapsed().as_secs() / 60;
-        i64::from(self.priority) - i64::try_from(waited).unwrap_or(i64::MAX / 2)
-    }
+struct Planning {
+    key: Key,
+    place: Place,
+    /// Whether it has planned, and waits.
+    planned: bool,
 }
 
 /// RFC 3339, UTC, in microseconds: of one length, so that texts sort as times do.
@@ -112,6 +120,7 @@ impl Tasks {
             settings,
             store,
             hold,
+            begun: Instant::now(),
             live: Mutex::default(),
             wake: Notify::new(),
             changes: watch::channel(0).0,
@@ -153,14 +162,15 @@ impl Tasks {
             .as_ref()
             .map(|text| text.parse::<Selector>())
         {
-            inner.settings.machine.allocator.check(&selector)?;
+            let allocator = &inner.settings.machine.allocator;
+            allocator.check(&selector, &submission.plugin)?;
         }
         let mut live = inner.live();
         if live.closing {
             return Err(TaskError::ShuttingDown);
         }
         let size = inner.settings.queue_size;
-        if live.queue.len() >= size {
+        if live.queue.len() + live.planning.len() >= size {
             return Err(TaskError::QueueFull { size });
         }
         let own = || inner.results().join(&id);
@@ -189,6 +199,7 @@ impl Tasks {
             device_uuid: None,
             device_memory: None,
             tf32: submission.tf32,
+            policy: submission.policy,
             lease_bytes: None,
             priority: submission.priority,
             description: submission.description,
@@ -244,9 +255,12 @@ impl Tasks {
             });
         };
         told.send_replace(true);
-        let waiting = live.queue.iter().position(|waiting| waiting.id == id);
-        if let Some(position) = waiting {
-            live.queue.remove(position);
+        let mut queue = live.queue.iter();
+        let waiting = queue
+            .find(|(_, waiting)| waiting.id == id)
+            .map(|(&place, _)| place);
+        if let Some(place) = waiting {
+            live.queue.remove(&place);
             live.tasks.remove(id);
         }
         drop(live);
@@ -302,14 +316,27 @@ impl Tasks {
         }
     }
 
+    /// Tasks that wait: for a worker, or with one for a device.
+    pub fn waiting(&self) -> usize {
+        let live = self.inner.live();
+        live.queue.len() + live.planning.len()
+    }
+
+    /// Tasks that may wait.
+    pub fn queue_size(&self) -> usize {
+        self.inner.settings.queue_size
+    }
+
     /// Refuses new tasks, ends those that run as interrupted, and waits for them.
     pub async fn shutdown(&self) {
         let mut changes = self.inner.changes.subscribe();
         {
             let mut live = self.inner.live();
             live.closing = true;
-            let queued: Vec<String> = live.queue.drain(..).map(|waiting| waiting.id).collect();
-            queued.iter().for_each(|id| drop(live.tasks.remove(id)));
+            let queued = std::mem::take(&mut live.queue);
+            queued
+                .values()
+                .for_each(|waiting| drop(live.tasks.remove(&waiting.id)));
             for told in live.tasks.values() {
                 told.send_replace(true);
             }
@@ -371,16 +398,20 @@ impl Inner {
     fn enqueue(&self, live: &mut Live, record: &mut TaskRecord) -> Result<(), TaskError> {
         record.state = TaskState::Queued;
         record.message = "waits for a worker".to_owned();
+        record.waiting_reason = Some("it waits for a worker that plans it".to_owned());
         self.store.update(record, None)?;
         let device = record.device_requested.clone().unwrap_or_default();
         live.tasks
             .insert(record.id.clone(), watch::channel(false).0);
-        live.queue.push(Waiting {
-            id: record.id.clone(),
-            priority: record.priority,
-            since: Instant::now(),
-            key: (device, record.kind.into()),
-        });
+        live.places += 1;
+        let place = Place::new(self.begun.elapsed(), record.priority, live.places);
+        live.queue.insert(
+            place,
+            Waiting {
+                id: record.id.clone(),
+                key: (device, record.kind.into()),
+            },
+        );
         Ok(())
     }
 
@@ -424,10 +455,10 @@ impl Inner {
     /// Starts workers for what waits, the first in rank first.
     async fn schedule(self: Arc<Self>) {
         loop {
-            while let Some((id, told)) = self.next() {
+            while let Some((id, place, told)) = self.next() {
                 let inner = Arc::clone(&self);
                 tokio::spawn(async move {
-                    supervisor::run(&inner, &id, told).await;
+                    supervisor::run(&inner, &id, place, told).await;
                     let mut live = inner.live();
                     live.tasks.remove(&id);
                     live.planning.remove(&id);
@@ -439,27 +470,46 @@ impl Inner {
         }
     }
 
-    fn next(&self) -> Option<(String, watch::Receiver<bool>)> {
+    fn next(&self) -> Option<(String, Place, watch::Receiver<bool>)> {
         let mut live = self.live();
-        if live.planning.len() >= self.settings.planners.max(1) {
+        let plan = live
+            .planning
+            .values()
+            .filter(|planning| !planning.planned)
+            .count();
+        if plan >= self.settings.planners.max(1) {
             return None;
         }
-        let free = |waiting: &&Waiting| !live.planning.values().any(|key| *key == waiting.key);
-        let first = live
-            .queue
-            .iter()
-            .filter(free)
-            .min_by_key(|waiting| (waiting.rank(), waiting.since));
-        let id = first?.id.clone();
-        let position = live.queue.iter().position(|waiting| waiting.id == id)?;
-        let waiting = live.queue.remove(position);
-        let told = live.tasks.get(&waiting.id)?.subscribe();
-        live.planning.insert(waiting.id.clone(), waiting.key);
-        Some((waiting.id, told))
+        let may = |(place, waiting): &(&Place, &Waiting)| {
+            let same = live
+                .planning
+                .values()
+                .filter(|planning| planning.key == waiting.key);
+            let same: Vec<Place> = same.map(|planning| planning.place).collect();
+            same.len() < AHEAD || same.iter().all(|other| *place < other)
+        };
+        let place = *live.queue.iter().find(may)?.0;
+        let Waiting { id, key } = live.queue.remove(&place)?;
+        let told = live.tasks.get(&id)?.subscribe();
+        let planning = Planning {
+            key,
+            place,
+            planned: false,
+        };
+        live.planning.insert(id.clone(), planning);
+        Some((id, place, told))
     }
 
-    /// The task holds its lease: the next of its kind may plan.
+    /// The task has planned and asks for its lease: another may plan.
     fn planned(&self, id: &str) {
+        if let Some(planning) = self.live().planning.get_mut(id) {
+            planning.planned = true;
+        }
+        self.changed();
+    }
+
+    /// The task holds its lease.
+    fn leased(&self, id: &str) {
         self.live().planning.remove(id);
         self.changed();
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use devices::{Lease, Outcome, Request, Selector};
+use devices::{Lease, Place, Refusal, Request, Selector, Ticket};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -38,11 +38,11 @@ fn failed(code: &str, message: impl Into<String>) -> End {
 
 /// Runs a task to its end, and records it. One that has not begun to compute when the host ends
 /// stays queued.
-pub(super) async fn run(inner: &Arc<Inner>, id: &str, told: watch::Receiver<bool>) {
+pub(super) async fn run(inner: &Arc<Inner>, id: &str, place: Place, told: watch::Receiver<bool>) {
     let Ok(mut record) = inner.store.get(id) else {
         return;
     };
-    let end = match supervise(inner, &mut record, told).await {
+    let end = match supervise(inner, &mut record, place, told).await {
         Ok(end) => end,
         Err(error) => failed("worker.failed", format!("{error:#}")),
     };
@@ -88,6 +88,7 @@ fn start(inner: &Inner, record: &TaskRecord) -> Start {
 async fn supervise(
     inner: &Arc<Inner>,
     record: &mut TaskRecord,
+    place: Place,
     mut told: watch::Receiver<bool>,
 ) -> anyhow::Result<End> {
     let (worker, socket) = spawn::spawn(&inner.settings.machine.uuids())?;
@@ -106,7 +107,7 @@ async fn supervise(
     let deadline = Instant::now() + Duration::from_secs(inner.settings.limits.wall_seconds);
     let mut changes = inner.changes.subscribe();
     let mut last_word = Instant::now();
-    let (mut lease, mut wish): (Option<Lease>, Option<Request>) = (None, None);
+    let (mut lease, mut wish): (Option<Lease>, Option<Ticket>) = (None, None);
     let mut cancelled: Option<Instant> = None;
     let end = loop {
         let until = cancelled
@@ -122,13 +123,8 @@ async fn supervise(
                     break Some(failed("worker.died", worker.ended(PATIENCE).await));
                 };
                 match message {
-                    FromWorker::AcquireLease(asked) => match request(record, &asked) {
-                        Ok(request) => {
-                            if try_grant(inner, record, &request, &mut lease, &mut sink).await {
-                                continue;
-                            }
-                            wish = Some(request);
-                        }
+                    FromWorker::AcquireLease(asked) => match ask(inner, record, place, &asked) {
+                        Ok(ticket) => wish = Some(ticket),
                         Err(failure) => tell(&mut sink, ToWorker::Refused(failure)).await,
                     },
                     FromWorker::LeaseReleased => lease = None,
@@ -138,21 +134,23 @@ async fn supervise(
                         worker.ended(PATIENCE).await;
                         break Some(end);
                     }
-                    FromWorker::Running { device } => {
+                    FromWorker::Running { device, bytes } => {
+                        lease.iter().for_each(|lease| lease.observed(bytes));
                         observe(inner, record, lease.as_ref()).await;
-                        note(inner, record, FromWorker::Running { device });
+                        note(inner, record, FromWorker::Running { device, bytes });
                     }
                     FromWorker::Heartbeat => observe(inner, record, lease.as_ref()).await,
                     other => note(inner, record, other),
                 }
             }
-            _ = changes.changed(), if wish.is_some() => {
-                if let Some(request) = wish.take()
-                    && !try_grant(inner, record, &request, &mut lease, &mut sink).await
-                {
-                    wish = Some(request);
+            decided = decision(&mut wish) => {
+                wish = None;
+                match decided {
+                    Ok(granted) => lease = Some(grant(inner, record, granted, &mut sink).await),
+                    Err(refusal) => tell(&mut sink, ToWorker::Refused(refused(&refusal))).await,
                 }
             }
+            _ = changes.changed(), if wish.is_some() => waits(inner, record, wish.as_ref()),
             () = cancel(&mut told), if cancelled.is_none() => {
                 cancelled = Some(Instant::now());
                 wish = None;
@@ -197,22 +195,59 @@ async fn cancel(told: &mut watch::Receiver<bool>) {
     }
 }
 
-fn request(record: &TaskRecord, asked: &LeaseRequest) -> Result<Request, Failure> {
+/// Waits until a wish is decided; for ever where there is none.
+async fn decision(wish: &mut Option<Ticket>) -> Result<Lease, Refusal> {
+    match wish {
+        Some(ticket) => ticket.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks for the lease that a worker wants.
+fn ask(
+    inner: &Inner,
+    record: &mut TaskRecord,
+    place: Place,
+    asked: &LeaseRequest,
+) -> Result<Ticket, Failure> {
     // The user's choice wins over what the worker says.
     let text = record.device_requested.as_ref().unwrap_or(&asked.device);
-    let selector: Selector = text
-        .parse()
-        .map_err(|error: devices::InvalidSelector| Failure {
-            code: "device.invalid".to_owned(),
-            message: error.to_string(),
-        })?;
-    Ok(Request {
+    let invalid = |error: devices::InvalidSelector| Failure {
+        code: "device.invalid".to_owned(),
+        message: error.to_string(),
+    };
+    let selector: Selector = text.parse().map_err(invalid)?;
+    let submitted = inner.settings.machine.allocator.submit(Request {
         selector,
         kind: record.kind.into(),
         bytes: asked.bytes,
         gpu_bytes: asked.gpu_bytes,
         task: record.id.clone(),
-    })
+        plugin: record.plugin.clone(),
+        policy: record.policy,
+        place,
+    });
+    let ticket = submitted.map_err(|refusal| refused(&refusal))?;
+    waits(inner, record, Some(&ticket));
+    inner.planned(&record.id);
+    Ok(ticket)
+}
+
+fn refused(refusal: &Refusal) -> Failure {
+    Failure {
+        code: refusal.code().to_owned(),
+        message: refusal.to_string(),
+    }
+}
+
+/// Records why a wish waits, where that has changed.
+fn waits(inner: &Inner, record: &mut TaskRecord, wish: Option<&Ticket>) {
+    let reason = wish.and_then(Ticket::reason);
+    if reason.is_some() && record.waiting_reason != reason {
+        record.message = format!("waits: {}", reason.as_deref().unwrap_or_default());
+        record.waiting_reason = reason;
+        inner.record(record, None);
+    }
 }
 
 /// Tells the worker something. One that is gone is noticed by the end of what it says, which also
@@ -266,58 +301,36 @@ async fn settle(inner: &Inner, record: &mut TaskRecord) {
     inner.record(record, Some(event("info", told)));
 }
 
-/// Answers a lease request where it can be answered now; else records why it waits.
-async fn try_grant(
+/// Records a lease that was granted, and tells the worker.
+async fn grant(
     inner: &Inner,
     record: &mut TaskRecord,
-    request: &Request,
-    lease: &mut Option<Lease>,
+    granted: Lease,
     sink: &mut OwnedWriteHalf,
-) -> bool {
-    match inner.settings.machine.allocator.acquire(request) {
-        Ok(Outcome::Granted(granted)) => {
-            let (device, machine) = (granted.device(), &inner.settings.machine);
-            let uuid = machine.uuid(device);
-            if uuid.is_some() {
-                record.device_memory = machine.used_bytes(device).await.map(DeviceMemory::before);
-                record.device_uuid.clone_from(&uuid);
-            }
-            let grant = Grant {
-                device: device.to_string(),
-                uuid,
-                bytes: granted.bytes(),
-                fallback_reason: granted.fallback_reason().map(str::to_owned),
-            };
-            record.waiting_reason = None;
-            record.fallback_reason.clone_from(&grant.fallback_reason);
-            record.lease_bytes = Some(grant.bytes);
-            let warning = grant
-                .fallback_reason
-                .as_ref()
-                .map(|reason| event("warning", format!("runs on the CPU: {reason}")));
-            *lease = Some(granted);
-            inner.record(record, warning);
-            inner.planned(&record.id);
-            tell(sink, ToWorker::Granted(grant)).await;
-            true
-        }
-        Ok(Outcome::Busy(reason)) => {
-            if record.waiting_reason.as_ref() != Some(&reason) {
-                record.message = format!("waits: {reason}");
-                record.waiting_reason = Some(reason);
-                inner.record(record, None);
-            }
-            false
-        }
-        Err(refusal) => {
-            let failure = Failure {
-                code: refusal.code().to_owned(),
-                message: refusal.to_string(),
-            };
-            tell(sink, ToWorker::Refused(failure)).await;
-            true
-        }
+) -> Lease {
+    let (device, machine) = (granted.device(), &inner.settings.machine);
+    let uuid = machine.uuid(device);
+    if uuid.is_some() {
+        record.device_memory = machine.used_bytes(device).await.map(DeviceMemory::before);
+        record.device_uuid.clone_from(&uuid);
     }
+    let grant = Grant {
+        device: device.to_string(),
+        uuid,
+        bytes: granted.bytes(),
+        fallback_reason: granted.fallback_reason().map(str::to_owned),
+    };
+    record.waiting_reason = None;
+    record.fallback_reason.clone_from(&grant.fallback_reason);
+    record.lease_bytes = Some(grant.bytes);
+    let warning = grant
+        .fallback_reason
+        .as_ref()
+        .map(|reason| event("warning", format!("runs on the CPU: {reason}")));
+    inner.record(record, warning);
+    inner.leased(&record.id);
+    tell(sink, ToWorker::Granted(grant)).await;
+    granted
 }
 
 fn event(level: &str, message: String) -> Event {
@@ -336,7 +349,7 @@ fn event(level: &str, message: String) -> Event {
 /// Records what a worker tells of its task.
 fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
     match message {
-        FromWorker::Running { device } => {
+        FromWorker::Running { device, .. } => {
             record.state = TaskState::Running;
             record.started_at.get_or_insert_with(now);
             record.message = match &record.device_uuid {

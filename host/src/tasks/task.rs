@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use devices::Policy;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -81,6 +82,8 @@ pub struct Submission {
     pub device: Option<String>,
     /// Whether matrix products on a GPU may round their inputs to TF32.
     pub tf32: bool,
+    /// Which of several free devices it gets; none for the pool's policy, else the host's.
+    pub policy: Option<Policy>,
     /// 1 (first) to 10.
     pub priority: u8,
     /// The user's note.
@@ -153,6 +156,9 @@ pub struct TaskRecord {
     /// Whether matrix products on a GPU may round their inputs to TF32.
     #[serde(default)]
     pub tf32: bool,
+    /// Which of several free devices it gets; none for the pool's policy, else the host's.
+    #[serde(default)]
+    pub policy: Option<Policy>,
     /// Bytes of the lease on each device.
     pub lease_bytes: Option<u64>,
     /// 1 (first) to 10.

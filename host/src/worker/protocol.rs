@@ -40,6 +40,8 @@ pub enum FromWorker {
     Running {
         /// `cpu` or `cuda:N`.
         device: String,
+        /// Memory taken there by all sessions of the lease, in bytes.
+        bytes: u64,
     },
     /// How much is done, 0 to 1.
     Progress {
@@ -168,7 +170,7 @@ impl Default for Limits {
 /// What a worker needs to go on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LeaseRequest {
-    /// `cpu`, `cuda` or `cuda:N`: the user's choice, else the plugin's.
+    /// `cpu`, `cuda`, `cuda:N` or a pool: the user's choice, else the plugin's.
     pub device: String,
     /// Bytes on the CPU.
     pub bytes: u64,

@@ -105,6 +105,11 @@ impl devices::HostRequest for State {
         let parsed = selector
             .parse::<::devices::Selector>()
             .map_err(|error| HostError::new("device.invalid", error.to_string()))?;
+        if let ::devices::Selector::Pool(name) = &parsed {
+            let message =
+                format!("`{name}`: pools are the user's choice; ask for `cpu`, `cuda` or `cuda:N`");
+            return Err(HostError::new("device.invalid", message));
+        }
         self.table.get_mut(&request)?.device = Some(parsed.to_string());
         Ok(())
     }

@@ -142,7 +142,7 @@ impl model::HostSession for State {
         let backend = self.backend(&held.grant)?;
         let session = backend.open(plans, held.free_bytes())?;
         let used_bytes = session.used_bytes();
-        held.used_bytes.fetch_add(used_bytes, Ordering::Relaxed);
+        let before = held.used_bytes.fetch_add(used_bytes, Ordering::Relaxed);
         let device = session.device().to_owned();
         let session = self.table.push(Session {
             session,
@@ -150,7 +150,10 @@ impl model::HostSession for State {
             used_bytes,
             held,
         })?;
-        self.tell(FromWorker::Running { device });
+        self.tell(FromWorker::Running {
+            device,
+            bytes: before + used_bytes,
+        });
         Ok(session)
     }
 

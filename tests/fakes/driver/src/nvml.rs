@@ -1,5 +1,7 @@
 //! NVML's functions, as `nvml.h` declares them. A device handle is the GPU's number plus 1.
 
+pub mod details;
+
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 
 use crate::processes;
@@ -7,6 +9,7 @@ use crate::scenario::{Gpu, Profile, Scenario};
 
 const SUCCESS: c_uint = 0;
 const INVALID_ARGUMENT: c_uint = 2;
+const NOT_SUPPORTED: c_uint = 3;
 const NOT_FOUND: c_uint = 6;
 const INSUFFICIENT_SIZE: c_uint = 7;
 const DRIVER_NOT_LOADED: c_uint = 9;

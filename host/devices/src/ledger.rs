@@ -1,0 +1,577 @@
+//! The ledger: what every device has, and who holds how much of it. No lock, no clock.
+
+use crate::policy::Candidate;
+use crate::pool::{GpuFacts, Pool};
+use crate::queue::Place;
+use crate::request::{Kind, Limits, PartialLimits, PerKind, Request};
+use crate::selector::{DeviceId, PoolName};
+
+/// A GPU this close to its slowdown temperature takes no new task, in °C.
+const HOT_MARGIN_C: i32 = 5;
+/// It takes tasks again this far from it.
+const COOL_MARGIN_C: i32 = 10;
+
+/// A device as the allocator is told of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceEntry {
+    /// Its name in device strings.
+    pub id: DeviceId,
+    /// NVML's identity; none for the processor.
+    pub uuid: Option<String>,
+    /// The product name.
+    pub model: String,
+    /// Such as `8.6`.
+    pub compute_capability: Option<String>,
+    /// Memory that leases and other programs may take together, in bytes: what the driver reserves for
+    /// itself is not in it.
+    pub memory_bytes: u64,
+    /// Memory that no lease takes, in bytes.
+    pub headroom_bytes: u64,
+    /// Memory that every lease takes besides what its task needs, in bytes: on a GPU, what a context
+    /// and the libraries cost.
+    pub overhead_bytes: u64,
+    /// Tasks at once.
+    pub limits: Limits,
+    /// Whether tasks can run on it.
+    pub state: State,
+    /// Whether the operator keeps new tasks away from it.
+    pub draining: bool,
+}
+
+/// Whether tasks can run on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// They can.
+    Ready,
+    /// It is not known yet: tasks wait.
+    Probing,
+    /// They cannot, for this reason.
+    Unable(String),
+}
+
+impl State {
+    /// Why no task can run now.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Ready => None,
+            Self::Probing => Some("it is being probed"),
+            Self::Unable(reason) => Some(reason),
+        }
+    }
+}
+
+/// What was measured on a GPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Measurement {
+    /// Memory in use by all programs, in bytes; none where NVML does not tell.
+    pub used_bytes: Option<u64>,
+    /// Percent of the last sample period in which a kernel ran.
+    pub utilization_percent: Option<u32>,
+    /// °C to its slowdown temperature.
+    pub thermal_margin_c: Option<i32>,
+    /// °C.
+    pub temperature_c: Option<u32>,
+}
+
+/// A lease as the ledger has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Holding {
+    pub(crate) lease: u64,
+    pub(crate) task: String,
+    pub(crate) kind: Kind,
+    /// All that the lease may take, the overhead included.
+    pub(crate) reserved: u64,
+    /// What it has taken by its worker's word, the overhead included.
+    pub(crate) observed: u64,
+}
+
+/// A device that is kept for a wish which others have passed often enough.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hold {
+    pub(crate) wish: u64,
+    pub(crate) place: Place,
+    pub(crate) kind: Kind,
+}
+
+/// Why a wish is not granted on a device now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Block {
+    State,
+    Draining,
+    /// Too close to its slowdown temperature.
+    Hot,
+    Plugin,
+    /// The device's limit of this kind.
+    Limit(Kind),
+    /// A pool's limit of this kind.
+    PoolLimit(usize, Kind),
+    /// Leases, other programs and the headroom leave too little.
+    Memory,
+    /// It is kept for a wish before this one.
+    Held,
+}
+
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) entry: DeviceEntry,
+    pub(crate) holdings: Vec<Holding>,
+    pub(crate) counts: PerKind<u32>,
+    pub(crate) pools: Vec<usize>,
+    pub(crate) hold: Option<Hold>,
+    /// The sums over its leases.
+    reserved: u64,
+    observed: u64,
+    /// Memory in use at the last measurement, with what leases have been seen to take and to give back
+    /// since.
+    used: Option<u64>,
+    /// Memory that other programs held at the last measurement, and its running average.
+    foreign: u64,
+    foreign_average: u64,
+    utilization: Option<f64>,
+    thermal_margin_c: Option<i32>,
+    temperature_c: Option<u32>,
+    hot: bool,
+    last_grant: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct PoolEntry {
+    pub(crate) name: PoolName,
+    pub(crate) pool: Pool,
+    /// Places of its GPUs.
+    pub(crate) members: Vec<usize>,
+    pub(crate) counts: PerKind<u32>,
+}
+
+impl Device {
+    fn new(entry: DeviceEntry) -> Self {
+        Self {
+            entry,
+            holdings: Vec::new(),
+            counts: PerKind::default(),
+            pools: Vec::new(),
+            hold: None,
+            reserved: 0,
+            observed: 0,
+            used: None,
+            foreign: 0,
+            foreign_average: 0,
+            utilization: None,
+            thermal_margin_c: None,
+            temperature_c: None,
+            hot: false,
+            last_grant: 0,
+        }
+    }
+
+    /// Whether it is too close to its slowdown temperature for a new task, or has not cooled enough
+    /// since it was.
+    pub(crate) fn hot(&self) -> bool {
+        self.hot
+    }
+
+    /// Bytes that a lease for the request takes here.
+    pub(crate) fn need(&self, request: &Request) -> u64 {
+        match self.entry.id {
+            DeviceId::Cpu => request.bytes,
+            DeviceId::Cuda(_) => request.gpu_bytes.saturating_add(self.entry.overhead_bytes),
+        }
+    }
+
+    /// Bytes that leases could take together if no other program held any.
+    pub(crate) fn most(&self) -> u64 {
+        self.entry
+            .memory_bytes
+            .saturating_sub(self.entry.headroom_bytes)
+    }
+
+    /// What other programs are counted with: the last measurement, or what they held on average where
+    /// that is more, so that a moment's dip is not taken for room.
+    pub(crate) fn foreign(&self) -> u64 {
+        self.foreign.max(self.foreign_average)
+    }
+
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    /// Percent of the time in which kernels ran, averaged over some samples.
+    pub(crate) fn utilization(&self) -> Option<f64> {
+        self.utilization
+    }
+
+    pub(crate) fn observed(&self) -> u64 {
+        self.observed
+    }
+
+    /// Bytes that a lease can take now: what the ledger leaves or what was measured leaves, whichever
+    /// is less.
+    pub(crate) fn allocatable(&self) -> u64 {
+        let total = self.entry.memory_bytes;
+        let by_ledger = total.saturating_sub(self.reserved.saturating_add(self.foreign()));
+        let promised = self.reserved - self.observed;
+        let by_measurement = self.used.map_or(u64::MAX, |used| {
+            total.saturating_sub(used.saturating_add(promised))
+        });
+        by_ledger
+            .min(by_measurement)
+            .saturating_sub(self.entry.headroom_bytes)
+    }
+
+    /// Takes a measurement; true where it leaves more room than the last.
+    fn measure(&mut self, measurement: &Measurement) -> bool {
+        self.thermal_margin_c = measurement.thermal_margin_c;
+        self.temperature_c = measurement.temperature_c;
+        let was_hot = self.hot;
+        self.hot = match self.thermal_margin_c {
+            Some(margin) if margin < HOT_MARGIN_C => true,
+            Some(margin) if margin < COOL_MARGIN_C => was_hot,
+            Some(_) | None => false,
+        };
+        let cooled = was_hot && !self.hot;
+        self.utilization = measurement.utilization_percent.map(|percent| {
+            let now = f64::from(percent);
+            self.utilization
+                .map_or(now, |before| before + (now - before) / 3.0)
+        });
+        let Some(used) = measurement.used_bytes else {
+            return cooled;
+        };
+        let before = self.allocatable();
+        // A lease that has not told yet what it took may have taken all of it.
+        let known = self.holdings.iter().map(|held| match held.observed {
+            0 => held.reserved,
+            observed => observed,
+        });
+        self.foreign = used.saturating_sub(known.fold(0, u64::saturating_add));
+        self.foreign_average = match self.used {
+            None => self.foreign,
+            Some(_) => self.foreign_average / 2 + self.foreign / 2,
+        };
+        self.used = Some(used);
+        cooled || self.allocatable() > before
+    }
+
+    /// Whether this wish is blocked by a hold: one for a wish before it that could take the device as
+    /// soon as there is memory, or that waits for the end of a task of the same kind.
+    fn held_from(&self, kind: Kind, place: Place) -> bool {
+        self.hold.is_some_and(|hold| {
+            let full = self.counts.of(hold.kind) >= self.entry.limits.of(hold.kind);
+            place > hold.place && (kind == hold.kind || !full)
+        })
+    }
+
+    pub(crate) fn candidate(&self, needed_bytes: u64) -> Candidate {
+        Candidate {
+            tasks: self.counts.training + self.counts.inference,
+            slots: self
+                .entry
+                .limits
+                .training
+                .saturating_add(self.entry.limits.inference),
+            usable_bytes: self.entry.memory_bytes,
+            allocatable_bytes: self.allocatable(),
+            needed_bytes,
+            utilization_percent: self.utilization,
+            thermal_margin_c: self.thermal_margin_c,
+            temperature_c: self.temperature_c,
+            last_grant: self.last_grant,
+        }
+    }
+
+    fn facts(&self) -> Option<GpuFacts<'_>> {
+        let DeviceId::Cuda(index) = self.entry.id else {
+            return None;
+        };
+        Some(GpuFacts {
+            index,
+            uuid: self.entry.uuid.as_deref(),
+            model: &self.entry.model,
+            memory_bytes: self.entry.memory_bytes,
+            compute_capability: self.entry.compute_capability.as_deref(),
+        })
+    }
+}
+
+/// Devices and pools by their places in the lists, which stay.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) devices: Vec<Device>,
+    pub(crate) pools: Vec<PoolEntry>,
+    /// What each device offers a task of each kind: one more than the bytes that the task may need, 0
+    /// where it can run none. It is all in [`Device`] as well; a look at every device stays in the
+    /// processor's cache with this.
+    offers: Vec<[u64; 2]>,
+    /// The number of the last lease.
+    leases: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(mut devices: Vec<DeviceEntry>) -> Self {
+        devices.sort_by_key(|entry| entry.id);
+        let mut ledger = Self {
+            offers: vec![[0; 2]; devices.len()],
+            devices: devices.into_iter().map(Device::new).collect(),
+            pools: Vec::new(),
+            leases: 0,
+        };
+        (0..ledger.devices.len()).for_each(|place| ledger.refresh(place));
+        ledger
+    }
+
+    /// Works out what a device offers, after a change of it.
+    fn refresh(&mut self, place: usize) {
+        let device = &self.devices[place];
+        let open = device.entry.state == State::Ready && !device.entry.draining && !device.hot;
+        let bytes = device
+            .allocatable()
+            .checked_sub(device.entry.overhead_bytes);
+        let offer = |kind| match bytes {
+            Some(bytes) if open && device.counts.of(kind) < device.entry.limits.of(kind) => {
+                bytes.saturating_add(1)
+            }
+            _ => 0,
+        };
+        self.offers[place] = Kind::ALL.map(offer);
+    }
+
+    /// Changes what is known of a device.
+    pub(crate) fn change(&mut self, place: usize, work: impl FnOnce(&mut DeviceEntry)) {
+        work(&mut self.devices[place].entry);
+        self.refresh(place);
+    }
+
+    /// The place of a device.
+    pub(crate) fn find(&self, id: DeviceId) -> Option<usize> {
+        self.devices
+            .binary_search_by_key(&id, |device| device.entry.id)
+            .ok()
+    }
+
+    /// The place of a pool.
+    pub(crate) fn find_pool(&self, name: &PoolName) -> Option<usize> {
+        self.pools.iter().position(|entry| entry.name == *name)
+    }
+
+    /// Replaces all pools, and counts the tasks of each again.
+    pub(crate) fn set_pools(&mut self, pools: Vec<(PoolName, Pool)>) {
+        self.devices
+            .iter_mut()
+            .for_each(|device| device.pools.clear());
+        self.pools = Vec::new();
+        for (place, (name, pool)) in pools.into_iter().enumerate() {
+            let (mut members, mut counts) = (Vec::new(), PerKind::default());
+            for (number, device) in self.devices.iter_mut().enumerate() {
+                if device.facts().is_some_and(|facts| pool.contains(&facts)) {
+                    members.push(number);
+                    device.pools.push(place);
+                    counts.training += device.counts.training;
+                    counts.inference += device.counts.inference;
+                }
+            }
+            self.pools.push(PoolEntry {
+                name,
+                pool,
+                members,
+                counts,
+            });
+        }
+    }
+
+    /// Whether a device's pools let a plugin's tasks in: those that name plugins, one of them at least.
+    pub(crate) fn allows(&self, device: &Device, plugin: &str) -> bool {
+        let mut naming = device.pools.iter().map(|&pool| &self.pools[pool].pool);
+        let mut any = false;
+        let named = naming.by_ref().filter(|pool| !pool.plugins.is_empty());
+        for pool in named {
+            if pool.allows(plugin) {
+                return true;
+            }
+            any = true;
+        }
+        !any
+    }
+
+    /// Whether tasks can run on a device at all, tasks of this plugin among them.
+    pub(crate) fn eligible(&self, device: &Device, plugin: &str) -> Result<(), Block> {
+        if device.entry.state != State::Ready {
+            return Err(Block::State);
+        }
+        if device.entry.draining {
+            return Err(Block::Draining);
+        }
+        if device.hot {
+            return Err(Block::Hot);
+        }
+        if !device.pools.is_empty() && !self.allows(device, plugin) {
+            return Err(Block::Plugin);
+        }
+        Ok(())
+    }
+
+    /// Whether one more task of a kind may run on a device.
+    pub(crate) fn room(&self, device: &Device, kind: Kind) -> Result<(), Block> {
+        if device.counts.of(kind) >= device.entry.limits.of(kind) {
+            return Err(Block::Limit(kind));
+        }
+        for &place in &device.pools {
+            let entry = &self.pools[place];
+            let limit = entry.pool.limits.of(kind);
+            if limit.is_some_and(|limit| *entry.counts.of(kind) >= limit) {
+                return Err(Block::PoolLimit(place, kind));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a wish fits on a device now.
+    pub(crate) fn fits(&self, place: usize, request: &Request) -> bool {
+        // The processor's overhead is none, and few wishes are for it.
+        let bytes = request.bytes.min(request.gpu_bytes);
+        self.offers[place][request.kind as usize] > bytes && self.admit(place, request).is_ok()
+    }
+
+    /// Whether a wish fits on a device now, and why it does not.
+    pub(crate) fn admit(&self, place: usize, request: &Request) -> Result<(), Block> {
+        let device = &self.devices[place];
+        // The cheapest and most frequent reason first.
+        self.room(device, request.kind)?;
+        self.eligible(device, &request.plugin)?;
+        if device.held_from(request.kind, request.place) {
+            return Err(Block::Held);
+        }
+        if device.need(request) > device.allocatable() {
+            return Err(Block::Memory);
+        }
+        Ok(())
+    }
+
+    /// Records that a wish holds a device: the lease's number.
+    pub(crate) fn grant(&mut self, place: usize, request: &Request) -> u64 {
+        self.leases += 1;
+        let device = &mut self.devices[place];
+        let reserved = device.need(request);
+        device.last_grant = self.leases;
+        device.reserved = device.reserved.saturating_add(reserved);
+        *device.counts.of_mut(request.kind) += 1;
+        device.holdings.push(Holding {
+            lease: self.leases,
+            task: request.task.clone(),
+            kind: request.kind,
+            reserved,
+            observed: 0,
+        });
+        for &pool in &device.pools {
+            *self.pools[pool].counts.of_mut(request.kind) += 1;
+        }
+        self.refresh(place);
+        self.leases
+    }
+
+    /// Ends a lease. Gives the places of the devices that may take more now; none where there is no
+    /// such lease.
+    pub(crate) fn end(&mut self, place: usize, lease: u64) -> Vec<usize> {
+        let device = &mut self.devices[place];
+        let Some(at) = device.holdings.iter().position(|held| held.lease == lease) else {
+            return Vec::new();
+        };
+        let held = device.holdings.remove(at);
+        device.reserved = device
+            .holdings
+            .iter()
+            .map(|held| held.reserved)
+            .fold(0, u64::saturating_add);
+        device.observed -= held.observed;
+        device.used = device.used.map(|used| used.saturating_sub(held.observed));
+        *device.counts.of_mut(held.kind) -= 1;
+        let mut free = vec![place];
+        for &pool in &device.pools {
+            let entry = &mut self.pools[pool];
+            let count = entry.counts.of_mut(held.kind);
+            let full = entry
+                .pool
+                .limits
+                .of(held.kind)
+                .is_some_and(|limit| *count >= limit);
+            *count -= 1;
+            if full {
+                free.extend(&entry.members);
+            }
+        }
+        self.refresh(place);
+        free
+    }
+
+    /// Takes a worker's word for what its lease has taken, in bytes, the overhead included.
+    pub(crate) fn observe(&mut self, place: usize, lease: u64, bytes: u64) {
+        let device = &mut self.devices[place];
+        let Some(held) = device.holdings.iter_mut().find(|held| held.lease == lease) else {
+            return;
+        };
+        let bytes = bytes
+            .saturating_add(device.entry.overhead_bytes)
+            .min(held.reserved);
+        device.used = device
+            .used
+            .map(|used| used.saturating_sub(held.observed).saturating_add(bytes));
+        device.observed = device.observed - held.observed + bytes;
+        held.observed = bytes;
+        self.refresh(place);
+    }
+
+    /// Takes a measurement; true where it leaves more room than the last.
+    pub(crate) fn measure(&mut self, place: usize, measurement: &Measurement) -> bool {
+        let more = self.devices[place].measure(measurement);
+        self.refresh(place);
+        more
+    }
+
+    /// Changes the limits of a device.
+    pub(crate) fn set_limits(&mut self, place: usize, limits: PartialLimits) {
+        self.change(place, |entry| entry.limits = entry.limits.with(limits));
+    }
+
+    /// Why a wish is not granted on a device now, for people.
+    pub(crate) fn explain(&self, place: usize, request: &Request, block: Block) -> String {
+        let device = &self.devices[place];
+        let id = device.entry.id;
+        match block {
+            Block::State => {
+                let reason = device.entry.state.reason().unwrap_or("it is not ready");
+                format!("{id}: {reason}")
+            }
+            Block::Draining => format!("{id} is drained by the operator"),
+            Block::Hot => format!(
+                "{id} is {} °C from its slowdown temperature, and takes tasks again at {COOL_MARGIN_C}",
+                device.thermal_margin_c.unwrap_or(0)
+            ),
+            Block::Plugin => format!("{id} is kept for other plugins than `{}`", request.plugin),
+            Block::Limit(kind) => format!(
+                "{id} runs {} of {} {}",
+                device.counts.of(kind),
+                device.entry.limits.of(kind),
+                kind.plural()
+            ),
+            Block::PoolLimit(pool, kind) => {
+                let entry = &self.pools[pool];
+                format!(
+                    "the pool `{}` of {id} runs {} of {} {}",
+                    entry.name,
+                    entry.counts.of(kind),
+                    entry.pool.limits.of(kind).unwrap_or(0),
+                    kind.plural()
+                )
+            }
+            Block::Memory => format!(
+                "{id} has {} bytes free, the task needs {}; leases hold {}, other programs {}, {} are \
+                 kept free",
+                device.allocatable(),
+                device.need(request),
+                device.reserved,
+                device.foreign(),
+                device.entry.headroom_bytes
+            ),
+            Block::Held => format!("{id} is kept for a task that has waited longer"),
+        }
+    }
+}

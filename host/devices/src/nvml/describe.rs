@@ -1,0 +1,375 @@
+//! One GPU as NVML describes it. Every figure may be missing, and says so.
+
+use std::collections::BTreeMap;
+
+use nvml_wrapper::bitmasks::device::ThrottleReasons;
+use nvml_wrapper::enum_wrappers::device::{
+    Clock, ComputeMode, EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold,
+};
+use nvml_wrapper::error::{NvmlError, nvml_try};
+use nvml_wrapper::{Device, Nvml};
+use nvml_wrapper_sys::bindings::{nvmlFieldValue_t, nvmlMarginTemperature_t};
+
+use crate::gpu::{Facts, Gpu, Readings};
+
+/// Fields of `nvml.h`.
+const MEMORY_TEMPERATURE: u32 = 82;
+const SHUTDOWN_TLIMIT: u32 = 193;
+const SLOWDOWN_TLIMIT: u32 = 194;
+
+/// Why the clocks are below the highest, by the names of `nvml.h`; whether it is more than idleness or
+/// a setting.
+const REASONS: [(ThrottleReasons, &str, bool); 9] = [
+    (ThrottleReasons::GPU_IDLE, "gpu_idle", false),
+    (
+        ThrottleReasons::APPLICATIONS_CLOCKS_SETTING,
+        "applications_clocks_setting",
+        false,
+    ),
+    (ThrottleReasons::SW_POWER_CAP, "sw_power_cap", true),
+    (ThrottleReasons::HW_SLOWDOWN, "hw_slowdown", true),
+    (ThrottleReasons::SYNC_BOOST, "sync_boost", false),
+    (
+        ThrottleReasons::SW_THERMAL_SLOWDOWN,
+        "sw_thermal_slowdown",
+        true,
+    ),
+    (
+        ThrottleReasons::HW_THERMAL_SLOWDOWN,
+        "hw_thermal_slowdown",
+        true,
+    ),
+    (
+        ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN,
+        "hw_power_brake_slowdown",
+        true,
+    ),
+    (
+        ThrottleReasons::DISPLAY_CLOCK_SETTING,
+        "display_clock_setting",
+        false,
+    ),
+];
+
+/// What a GPU does not tell.
+#[derive(Default)]
+struct Gaps {
+    unsupported: Vec<&'static str>,
+    errors: BTreeMap<&'static str, String>,
+}
+
+impl Gaps {
+    /// The value of a field; where there is none, notes why.
+    fn tell<T>(&mut self, field: &'static str, answer: Result<T, NvmlError>) -> Option<T> {
+        let error = match answer {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        match error {
+            NvmlError::NotSupported
+            | NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::UnexpectedVariant(_) => self.unsupported.push(field),
+            error => drop(self.errors.insert(field, error.to_string())),
+        }
+        None
+    }
+}
+
+/// W of mW.
+fn watts(milliwatts: u32) -> f64 {
+    f64::from(milliwatts) / 1e3
+}
+
+/// A field of 32 bits, signed or not (`nvmlDeviceGetFieldValues`; the wrapper refuses the type
+/// `NVML_VALUE_TYPE_SIGNED_INT`, in which drivers tell margins).
+fn field(nvml: &Nvml, device: &Device<'_>, id: u32) -> Result<i32, NvmlError> {
+    let call = nvml.lib().nvmlDeviceGetFieldValues.as_ref();
+    let call = call.map_err(|_| NvmlError::NotSupported)?;
+    // SAFETY: the structure is of numbers and a union of numbers, of which zero is one.
+    let mut told: nvmlFieldValue_t = unsafe { std::mem::zeroed() };
+    told.fieldId = id;
+    // SAFETY: the function is the library's, the handle is that of a device of this library, which
+    // lives, and one structure is passed.
+    nvml_try(unsafe { call(device.handle(), 1, &mut told) })?;
+    nvml_try(told.nvmlReturn)?;
+    // SAFETY: every member of the union is a number that lies at its beginning, and all bits were set.
+    Ok(unsafe { told.value.uiVal }.cast_signed())
+}
+
+/// °C to the temperature at which clocks are slowed down, as GPUs since Ada tell it
+/// (`nvmlDeviceGetMarginTemperature`, which the wrapper lacks).
+fn current_margin(nvml: &Nvml, device: &Device<'_>) -> Result<i32, NvmlError> {
+    let call = nvml.lib().nvmlDeviceGetMarginTemperature.as_ref();
+    let call = call.map_err(|_| NvmlError::NotSupported)?;
+    let mut told = nvmlMarginTemperature_t {
+        version: (size_of::<nvmlMarginTemperature_t>() | 1 << 24) as u32,
+        marginTemperature: 0,
+    };
+    // SAFETY: the function is the library's, the handle is that of a device of this library, which
+    // lives, and `told` is a structure of the version that it names.
+    nvml_try(unsafe { call(device.handle(), &mut told) })?;
+    Ok(told.marginTemperature)
+}
+
+/// Cores of a multiprocessor (CUDA Programming Guide, "Compute Capabilities").
+fn cores_per_multiprocessor(major: i32, minor: i32) -> Option<u32> {
+    match (major, minor) {
+        (7, _) | (8, 0) => Some(64),
+        (8, _) | (9, _) | (10, _) | (12, _) => Some(128),
+        _ => None,
+    }
+}
+
+fn facts(nvml: &Nvml, device: &Device<'_>, gaps: &mut Gaps) -> Facts {
+    let cores = gaps.tell("cuda_cores", device.num_cores());
+    let capability = device.cuda_compute_capability().ok();
+    let each = capability.and_then(|c| cores_per_multiprocessor(c.major, c.minor));
+    let constraints = gaps.tell(
+        "power_limit_min_watts",
+        device.power_management_limit_constraints(),
+    );
+    let threshold = |threshold| device.temperature_threshold(threshold);
+    let clock = |clock| device.max_clock_info(clock);
+    let default = device.power_management_limit_default();
+    Facts {
+        nvml_index: gaps.tell("nvml_index", device.index()),
+        minor_number: gaps.tell("minor_number", device.minor_number()),
+        serial: gaps.tell("serial", device.serial()),
+        brand: gaps
+            .tell("brand", device.brand())
+            .map(|brand| format!("{brand:?}")),
+        architecture: gaps
+            .tell("architecture", device.architecture())
+            .map(|architecture| architecture.to_string()),
+        sm_count: cores.zip(each).map(|(cores, each)| cores / each),
+        cuda_cores: cores,
+        vbios_version: gaps.tell("vbios_version", device.vbios_version()),
+        mig_enabled: gaps
+            .tell("mig_enabled", device.mig_mode())
+            .map(|mode| mode.current == 1),
+        numa_node: gaps.tell("numa_node", device.numa_node_id()),
+        bar1_total_bytes: gaps
+            .tell("bar1_total_bytes", device.bar1_memory_info())
+            .map(|bar1| bar1.total),
+        threshold_slowdown_c: gaps.tell(
+            "threshold_slowdown_c",
+            threshold(TemperatureThreshold::Slowdown),
+        ),
+        threshold_shutdown_c: gaps.tell(
+            "threshold_shutdown_c",
+            threshold(TemperatureThreshold::Shutdown),
+        ),
+        threshold_max_operating_c: gaps.tell(
+            "threshold_max_operating_c",
+            threshold(TemperatureThreshold::GpuMax),
+        ),
+        tlimit_slowdown_c: gaps.tell("tlimit_slowdown_c", field(nvml, device, SLOWDOWN_TLIMIT)),
+        tlimit_shutdown_c: gaps.tell("tlimit_shutdown_c", field(nvml, device, SHUTDOWN_TLIMIT)),
+        power_limit_default_watts: gaps.tell("power_limit_default_watts", default).map(watts),
+        power_limit_min_watts: constraints.as_ref().map(|limits| watts(limits.min_limit)),
+        power_limit_max_watts: constraints.as_ref().map(|limits| watts(limits.max_limit)),
+        clock_graphics_max_mhz: gaps.tell("clock_graphics_max_mhz", clock(Clock::Graphics)),
+        clock_sm_max_mhz: gaps.tell("clock_sm_max_mhz", clock(Clock::SM)),
+        clock_memory_max_mhz: gaps.tell("clock_memory_max_mhz", clock(Clock::Memory)),
+        pcie_gen_max: gaps.tell("pcie_gen_max", device.max_pcie_link_gen()),
+        pcie_width_max: gaps.tell("pcie_width_max", device.max_pcie_link_width()),
+        ecc_enabled: gaps
+            .tell("ecc_enabled", device.is_ecc_enabled())
+            .map(|mode| mode.currently_enabled),
+    }
+}
+
+/// °C to the slowdown temperature: of GPUs that tell margins the difference of two, of others that of
+/// two temperatures.
+fn thermal_margin(facts: &Facts, margin: Option<i32>, temperature: Option<u32>) -> Option<i32> {
+    match (margin, facts.tlimit_slowdown_c) {
+        (Some(margin), Some(slowdown)) => Some(margin - slowdown),
+        _ => {
+            let (slowdown, now) = facts.threshold_slowdown_c.zip(temperature)?;
+            Some(i32::try_from(slowdown).ok()? - i32::try_from(now).ok()?)
+        }
+    }
+}
+
+fn readings(nvml: &Nvml, device: &Device<'_>, facts: &Facts, gaps: &mut Gaps) -> Readings {
+    let margin = gaps.tell("tlimit_current_c", current_margin(nvml, device));
+    let temperature = device.temperature(TemperatureSensor::Gpu).ok();
+    let reasons = gaps.tell("throttle_reasons", device.current_throttle_reasons());
+    let active = || {
+        reasons
+            .iter()
+            .flat_map(|set| REASONS.iter().filter(|(bit, ..)| set.contains(*bit)))
+    };
+    let memory = field(nvml, device, MEMORY_TEMPERATURE);
+    let memory = memory.map(i32::cast_unsigned);
+    // What a sensor cannot be.
+    let plausible = |celsius: &u32| (1..200).contains(celsius);
+    let ecc = facts.ecc_enabled == Some(true);
+    let mut errors = |name, kind, counter| {
+        ecc.then(|| gaps.tell(name, device.total_ecc_errors(kind, counter)))
+            .flatten()
+    };
+    let [
+        corrected_volatile,
+        uncorrected_volatile,
+        corrected_aggregate,
+        uncorrected_aggregate,
+    ] = [
+        errors(
+            "ecc_corrected_volatile",
+            MemoryError::Corrected,
+            EccCounter::Volatile,
+        ),
+        errors(
+            "ecc_uncorrected_volatile",
+            MemoryError::Uncorrected,
+            EccCounter::Volatile,
+        ),
+        errors(
+            "ecc_corrected_aggregate",
+            MemoryError::Corrected,
+            EccCounter::Aggregate,
+        ),
+        errors(
+            "ecc_uncorrected_aggregate",
+            MemoryError::Uncorrected,
+            EccCounter::Aggregate,
+        ),
+    ];
+    let clock = |clock| device.clock_info(clock);
+    let energy = gaps.tell("energy_total_joules", device.total_energy_consumption());
+    Readings {
+        bar1_used_bytes: device.bar1_memory_info().ok().map(|bar1| bar1.used),
+        memory_busy_percent: device.utilization_rates().ok().map(|rates| rates.memory),
+        encoder_percent: gaps
+            .tell("encoder_percent", device.encoder_utilization())
+            .map(|encoder| encoder.utilization),
+        decoder_percent: gaps
+            .tell("decoder_percent", device.decoder_utilization())
+            .map(|decoder| decoder.utilization),
+        temperature_memory_c: gaps.tell("temperature_memory_c", memory).filter(plausible),
+        thermal_margin_c: thermal_margin(facts, margin, temperature),
+        tlimit_current_c: margin,
+        fan_speed_percent: gaps.tell("fan_speed_percent", device.fan_speed(0)),
+        power_draw_kind: device.power_usage().ok().map(|_| power_draw_kind(device)),
+        power_limit_enforced_watts: gaps
+            .tell("power_limit_enforced_watts", device.enforced_power_limit())
+            .map(watts),
+        energy_total_joules: energy.map(|millijoules| millijoules as f64 / 1e3),
+        clock_graphics_mhz: gaps.tell("clock_graphics_mhz", clock(Clock::Graphics)),
+        clock_sm_mhz: gaps.tell("clock_sm_mhz", clock(Clock::SM)),
+        clock_memory_mhz: gaps.tell("clock_memory_mhz", clock(Clock::Memory)),
+        performance_state: gaps
+            .tell("performance_state", device.performance_state())
+            .map(|state| format!("P{}", state.as_c())),
+        throttle_reasons: reasons
+            .as_ref()
+            .map(|_| active().map(|(_, name, _)| *name).collect()),
+        throttle_active: reasons
+            .as_ref()
+            .map(|_| active().any(|(_, _, counts)| *counts)),
+        pcie_gen_current: gaps.tell("pcie_gen_current", device.current_pcie_link_gen()),
+        pcie_width_current: gaps.tell("pcie_width_current", device.current_pcie_link_width()),
+        pcie_replay_count: gaps.tell("pcie_replay_count", device.pcie_replay_counter()),
+        ecc_corrected_volatile: corrected_volatile,
+        ecc_uncorrected_volatile: uncorrected_volatile,
+        ecc_corrected_aggregate: corrected_aggregate,
+        ecc_uncorrected_aggregate: uncorrected_aggregate,
+        retired_pages_pending: gaps
+            .tell("retired_pages_pending", device.are_pages_pending_retired()),
+        compute_mode: gaps
+            .tell("compute_mode", device.compute_mode())
+            .map(|mode| match mode {
+                ComputeMode::Default => "default",
+                ComputeMode::Prohibited => "prohibited",
+                ComputeMode::ExclusiveProcess | ComputeMode::ExclusiveThread => "exclusive_process",
+            }),
+        persistence_mode: gaps.tell("persistence_mode", device.is_in_persistent_mode()),
+        display_active: gaps.tell("display_active", device.is_display_active()),
+    }
+}
+
+/// What NVML's power is: an average of a second since Ampere, but for its first chip (`nvml.h`).
+fn power_draw_kind(device: &Device<'_>) -> &'static str {
+    match device.cuda_compute_capability() {
+        Ok(c) if (c.major, c.minor) > (8, 0) => "average_1s",
+        _ => "instant",
+    }
+}
+
+/// A GPU of which only the failure is known.
+pub(super) fn silent(name: String, error: String) -> Gpu {
+    Gpu {
+        name,
+        error: Some(error),
+        ..Gpu::default()
+    }
+}
+
+/// A GPU, without its place among the visible ones.
+pub(super) fn describe(nvml: &Nvml, device: &Device<'_>) -> Gpu {
+    let memory = device.memory_info();
+    let name = device.name().unwrap_or_else(|_| "unknown GPU".to_owned());
+    let uuid = device.uuid().ok();
+    let pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id);
+    // A lost GPU still has a handle, but no answer to anything.
+    if let Err(error @ (NvmlError::GpuLost | NvmlError::Unknown)) = &memory {
+        return Gpu {
+            uuid,
+            pci_bus_id,
+            ..silent(name, error.to_string())
+        };
+    }
+    let mut gaps = Gaps::default();
+    let memory = gaps.tell("memory_total_bytes", memory);
+    let facts = facts(nvml, device, &mut gaps);
+    let readings = readings(nvml, device, &facts, &mut gaps);
+    let temperature = device.temperature(TemperatureSensor::Gpu);
+    let utilization = device.utilization_rates();
+    let capability = device.cuda_compute_capability().ok();
+    Gpu {
+        index: 0,
+        uuid,
+        name,
+        pci_bus_id,
+        compute_capability: capability.map(|c| format!("{}.{}", c.major, c.minor)),
+        memory_total_bytes: memory.as_ref().map(|memory| memory.total),
+        memory_reserved_bytes: memory.as_ref().map(|memory| memory.reserved),
+        memory_used_bytes: memory.as_ref().map(|memory| memory.used),
+        memory_free_bytes: memory.as_ref().map(|memory| memory.free),
+        utilization_gpu_percent: gaps
+            .tell("utilization_gpu_percent", utilization)
+            .map(|rates| rates.gpu),
+        temperature_gpu_c: gaps.tell("temperature_gpu_c", temperature),
+        power_draw_watts: gaps
+            .tell("power_draw_watts", device.power_usage())
+            .map(watts),
+        facts,
+        readings,
+        unsupported: gaps.unsupported,
+        errors: gaps.errors,
+        error: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_thermal_margin_is_that_of_either_presentation() {
+        let absolute = Facts {
+            threshold_slowdown_c: Some(93),
+            ..Facts::default()
+        };
+        assert_eq!(thermal_margin(&absolute, None, Some(33)), Some(60));
+        assert_eq!(thermal_margin(&absolute, None, Some(99)), Some(-6));
+        assert_eq!(thermal_margin(&absolute, None, None), None);
+        let margins = Facts {
+            tlimit_slowdown_c: Some(-2),
+            ..Facts::default()
+        };
+        assert_eq!(thermal_margin(&margins, Some(58), Some(29)), Some(60));
+        assert_eq!(thermal_margin(&Facts::default(), Some(58), Some(29)), None);
+    }
+}

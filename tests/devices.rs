@@ -1,0 +1,447 @@
+//! How devices are given away, from outside, on simulated GPUs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::gpu::{FOUR, stripes};
+use crate::{Home, Machine, Server};
+
+fn serve(home: &Home, machine: &Machine, more: &[&str]) -> Server {
+    let arguments = [&["serve", "--listen", "127.0.0.1:0"], more].concat();
+    let mut command = home.hangar(&arguments);
+    machine.on(&mut command);
+    Server::spawn(command)
+}
+
+fn get(server: &Server, path: &str) -> Value {
+    let (status, answer) = server.call("GET", path, &Value::Null);
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+fn post(server: &Server, path: &str, body: &Value) -> Value {
+    let (status, answer) = server.call("POST", path, body);
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+/// The code of a refusal.
+fn refused(server: &Server, path: &str, body: &Value) -> String {
+    let (status, answer) = server.call("POST", path, body);
+    assert_eq!(status, 422, "{answer}");
+    answer["code"].as_str().unwrap().to_owned()
+}
+
+fn training(data: &Path, device: &str, id: &str) -> Value {
+    json!({
+        "model": "cnn", "train_path": data, "num_epochs": 1, "batch_size": 16, "device": device,
+        "task_id": id,
+    })
+}
+
+/// Waits until a task says that it waits for this.
+fn waits(server: &Server, id: &str, reason: &str) {
+    let start = Instant::now();
+    loop {
+        let task = get(server, &format!("/api/v2/tasks/{id}"));
+        let told = task["waiting_reason"].as_str().unwrap_or_default();
+        if told.contains(reason) {
+            assert_eq!(task["status"], "queued");
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{task}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+const CONFIG: &str = "/api/v2/resources/config";
+const START: &str = "/api/v2/training/start";
+
+#[test]
+fn a_gpu_is_shown_with_every_field_and_none_where_it_has_none() {
+    let machine = Machine::new(
+        "[[gpu]]\nprofile = \"h100\"\nbus = 0x53\ntemperature = 39\nutilization = 40\nused_mib = 2048\necc_errors = 3\n\
+         [[gpu]]\nprofile = \"rtx3090\"\nbus = 0x64\nthrottle = 0x60\n\
+         [[gpu]]\nprofile = \"t4\"\nbus = 0x1a\n\
+         [[gpu]]\nprofile = \"a100\"\nbus = 0x75\nlost = true\n",
+    );
+    let home = Home::new();
+    let server = serve(&home, &machine, &[]);
+    // Until the probes have given back what they took.
+    let start = Instant::now();
+    let gpus = loop {
+        let gpus = get(&server, "/api/v2/resources/gpu");
+        let used = gpus["devices"][1]["memory_used_bytes"] == 2048u64 << 20;
+        if used && gpus["gpu_count_schedulable"] == 3 {
+            break gpus;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{gpus}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(gpus["source"], "nvml");
+    assert_eq!(gpus["gpu_count_detected"], 4);
+    assert!(gpus["sample_age_ms"].as_u64().is_some() && gpus["sampled_at"].is_string());
+    let t4 = &gpus["devices"][0];
+    let h100 = &gpus["devices"][1];
+    let rtx = &gpus["devices"][2];
+    let lost = &gpus["devices"][3];
+    // Identity: the order of `cuda:N` is not NVML's.
+    assert_eq!(
+        (&h100["index"], &h100["nvml_index"]),
+        (&json!(1), &json!(0))
+    );
+    assert_eq!(h100["device"], "cuda:1");
+    assert_eq!(h100["architecture"], "Hopper");
+    assert_eq!(
+        (&h100["sm_count"], &h100["cuda_cores"]),
+        (&json!(132), &json!(16896))
+    );
+    assert_eq!(
+        (&rtx["brand"], &rtx["serial"]),
+        (&json!("GeForce"), &Value::Null)
+    );
+    assert!(
+        rtx["unsupported"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("serial")),
+        "{rtx}"
+    );
+    // Memory; the old members are what NVML shows.
+    assert_eq!(h100["memory_reserved_bytes"], 480u64 << 20);
+    assert_eq!(h100["memory_used_bytes"], 2048u64 << 20);
+    assert_eq!(
+        (&h100["allocated_memory_gb"], &h100["utilization"]),
+        (&json!(2.0), &json!(40))
+    );
+    assert_eq!(h100["bar1_total_bytes"], 131_072u64 << 20);
+    // The ledger: what others hold and the headroom are not to be had.
+    let usable = (81559u64 - 480) << 20;
+    let figure = |name: &str| h100[name].as_u64().unwrap();
+    let foreign = figure("foreign_used_bytes");
+    assert!(foreign >= 2048 << 20, "{h100}");
+    assert_eq!(figure("headroom_bytes"), usable / 100 * 3);
+    assert_eq!(
+        figure("allocatable_bytes"),
+        usable - foreign - usable / 100 * 3
+    );
+    assert_eq!(
+        (figure("lease_reserved_bytes"), figure("active_leases")),
+        (0, 0)
+    );
+    // Both presentations of temperature give one margin.
+    assert_eq!(
+        (&h100["tlimit_current_c"], &h100["tlimit_slowdown_c"]),
+        (&json!(48), &json!(-2))
+    );
+    assert_eq!(
+        (&h100["thermal_margin_c"], &h100["threshold_slowdown_c"]),
+        (&json!(50), &Value::Null)
+    );
+    assert_eq!(
+        (&t4["thermal_margin_c"], &t4["threshold_slowdown_c"]),
+        (&json!(60), &json!(93))
+    );
+    assert_eq!(
+        (&t4["tlimit_current_c"], &t4["temperature_memory_c"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(
+        (&h100["temperature_memory_c"], &rtx["fan_speed_percent"]),
+        (&json!(37), &json!(0))
+    );
+    // Power, clocks, why they are low, the bus, errors, modes.
+    assert_eq!(
+        (
+            &h100["power_limit_default_watts"],
+            &h100["power_limit_min_watts"]
+        ),
+        (&json!(700.0), &json!(200.0))
+    );
+    assert_eq!(
+        (&h100["power_draw_kind"], &t4["power_draw_kind"]),
+        (&json!("average_1s"), &json!("instant"))
+    );
+    assert_eq!(
+        (&h100["clock_sm_mhz"], &h100["clock_sm_max_mhz"]),
+        (&json!(345), &json!(1980))
+    );
+    assert_eq!(
+        rtx["throttle_reasons"],
+        json!(["sw_thermal_slowdown", "hw_thermal_slowdown"])
+    );
+    assert_eq!(
+        (&rtx["throttle_active"], &h100["throttle_active"]),
+        (&json!(true), &json!(false))
+    );
+    assert_eq!(
+        (&t4["pcie_gen_max"], &t4["pcie_width_current"]),
+        (&json!(3), &json!(8))
+    );
+    assert_eq!(
+        (&h100["ecc_enabled"], &h100["ecc_corrected_volatile"]),
+        (&json!(true), &json!(3))
+    );
+    assert_eq!(
+        (&rtx["ecc_enabled"], &rtx["ecc_corrected_volatile"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(
+        (&rtx["performance_state"], &h100["compute_mode"]),
+        (&json!("P8"), &json!("default"))
+    );
+    assert_eq!(
+        (&h100["mig_enabled"], &rtx["mig_enabled"]),
+        (&json!(false), &Value::Null)
+    );
+    // One that is lost is an entry of its own, and the answer goes on.
+    assert_eq!(
+        (&lost["health"], &lost["memory_used_bytes"]),
+        (&json!("lost"), &Value::Null)
+    );
+    assert_eq!(h100["health"], "healthy");
+    server.stop();
+}
+
+#[test]
+fn settings_are_merged_checked_and_outlive_the_host() {
+    let (home, machine) = (Home::new(), Machine::new(FOUR));
+    let server = serve(&home, &machine, &[]);
+    let config = post(
+        &server,
+        CONFIG,
+        &json!({
+            "max_concurrent": { "cuda:1": { "training": 4 }, "cpu": { "inference": 7 } },
+            "policy": "pack",
+            "pools": {
+                "large": { "min_memory_bytes": 40_000_000_000u64 },
+                "small": { "models": ["T4"], "plugins": ["digits"], "limits": { "training": 1 } },
+            },
+        }),
+    );
+    let current = &config["current_config"];
+    assert_eq!(
+        current["max_concurrent"]["cuda:1"],
+        json!({ "training": 4, "inference": 3 })
+    );
+    assert_eq!(
+        current["max_concurrent"]["cpu"],
+        json!({ "training": 2, "inference": 7 })
+    );
+    assert_eq!(
+        current["pools"]["large"]["members"],
+        json!(["cuda:0", "cuda:1"])
+    );
+    assert_eq!(current["pools"]["small"]["members"], json!(["cuda:3"]));
+    // `cuda` is every GPU, one that has a limit of its own too; what is left out stays.
+    let every =
+        json!({ "max_concurrent": { "cuda": { "inference": 9 }, "small": { "inference": 2 } } });
+    let current = post(&server, CONFIG, &every)["current_config"].clone();
+    assert_eq!(
+        current["max_concurrent"]["cuda:1"],
+        json!({ "training": 4, "inference": 9 })
+    );
+    assert_eq!(
+        current["max_concurrent"]["cuda:2"],
+        json!({ "training": 1, "inference": 9 })
+    );
+    assert_eq!(
+        current["max_concurrent"]["cpu"],
+        json!({ "training": 2, "inference": 7 })
+    );
+    assert_eq!(
+        current["pools"]["small"]["limits"],
+        json!({ "training": 1, "inference": 2 })
+    );
+    assert_eq!(current["policy"], "pack");
+    for (change, code) in [
+        (
+            json!({ "max_concurrent": { "cuda:9": { "training": 1 } } }),
+            "device.unknown",
+        ),
+        (
+            json!({ "max_concurrent": { "nowhere": { "training": 1 } } }),
+            "device.unknown",
+        ),
+        (
+            json!({ "max_concurrent": { "cuda:x": { "training": 1 } } }),
+            "device.invalid",
+        ),
+        (
+            json!({ "max_concurrent": { "cuda": { "training": -1 } } }),
+            "request.member",
+        ),
+        (
+            json!({ "max_concurrent": { "cuda": { "trainings": 1 } } }),
+            "request.member",
+        ),
+        (json!({ "policy": "random" }), "device.policy"),
+        (
+            json!({ "policy": "spread", "pools": { "cuda": {} } }),
+            "pool.invalid",
+        ),
+        (
+            json!({ "policy": "spread", "pools": { "p": { "gpus": ["3"] } } }),
+            "pool.invalid",
+        ),
+        (json!({ "bogus": 1 }), "request.member"),
+    ] {
+        assert_eq!(refused(&server, CONFIG, &change), code, "{change}");
+    }
+    assert_eq!(
+        get(&server, CONFIG),
+        current,
+        "a change that is refused changes nothing"
+    );
+    let drained = post(&server, "/api/v2/devices/cuda:2/drain", &Value::Null);
+    assert_eq!(
+        (&drained["draining"], &drained["active_tasks"]),
+        (&json!(true), &json!(0))
+    );
+    for device in ["cuda:7", "cuda", "cuda:x"] {
+        let (status, _) = server.call(
+            "POST",
+            &format!("/api/v2/devices/{device}/drain"),
+            &Value::Null,
+        );
+        assert_eq!(status, 422, "{device}");
+    }
+    let before = get(&server, CONFIG);
+    server.stop();
+
+    let server = serve(&home, &machine, &[]);
+    assert_eq!(get(&server, CONFIG), before);
+    assert_eq!(before["drained"], json!(["cuda:2"]));
+    let gpu = get(&server, "/api/v2/resources/gpu")["devices"][2].clone();
+    assert_eq!(
+        (&gpu["health"], &gpu["schedulable"]),
+        (&json!("draining"), &json!(false))
+    );
+    assert!(gpu["reason"].as_str().unwrap().contains("drained"), "{gpu}");
+    post(&server, "/api/v2/devices/cuda:2/enable", &Value::Null);
+    post(&server, CONFIG, &json!({ "pools": { "large": null } }));
+    let current = get(&server, CONFIG);
+    assert_eq!(
+        (&current["drained"], &current["pools"]["large"]),
+        (&json!([]), &Value::Null)
+    );
+    assert!(current["pools"]["small"].is_object());
+    server.stop();
+}
+
+#[test]
+fn tasks_go_where_pools_policies_and_drained_gpus_let_them() {
+    let (home, machine) = (Home::new(), Machine::new(FOUR));
+    let data = stripes(home.folder.path());
+    let server = serve(&home, &machine, &["--policy", "fewest-tasks"]);
+    assert_eq!(get(&server, CONFIG)["policy"], "fewest-tasks");
+    let pools = json!({ "pools": { "turing": { "models": ["T4"], "plugins": ["digits"] } } });
+    post(&server, CONFIG, &pools);
+    let other = json!({
+        "model": "spoken-digits", "train_path": "tests/data/spoken-digits", "device": "turing",
+    });
+    assert_eq!(refused(&server, START, &other), "device.plugin");
+    assert_eq!(
+        refused(&server, START, &training(&data, "volta", "lost")),
+        "device.unknown"
+    );
+    let mut odd = training(&data, "cuda", "odd");
+    odd["policy"] = "random".into();
+    assert_eq!(refused(&server, START, &odd), "device.policy");
+
+    // A GPU that is too hot is left alone until it has cooled.
+    machine.change(&FOUR.replace("\"h100\"", "\"h100\"\ntemperature = 86"));
+    let start = Instant::now();
+    while get(&server, "/api/v2/resources/gpu")["devices"][1]["health"] != "throttled" {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    post(&server, START, &training(&data, "cuda:1", "hot"));
+    waits(&server, "hot", "cuda:1 is 3 °C from its slowdown");
+    machine.change(FOUR);
+    let task = server.wait("hot", &["failed", "completed"]);
+    assert_eq!(task["device"], "cuda:1", "{task}");
+
+    // A pool's task waits while its only GPU is drained, the others' GPUs being free.
+    post(&server, "/api/v2/devices/cuda:3/drain", &Value::Null);
+    post(&server, START, &training(&data, "turing", "pooled"));
+    waits(&server, "pooled", "cuda:3 is drained");
+    // By the request's policy, not the host's.
+    let mut largest = training(&data, "cuda", "largest");
+    largest["policy"] = "most-free-memory".into();
+    post(&server, START, &largest);
+    let task = server.wait("largest", &["failed", "completed"]);
+    assert_eq!(
+        (&task["status"], &task["device"]),
+        (&json!("completed"), &json!("cuda:1")),
+        "{task}"
+    );
+    assert_eq!(
+        (&task["policy"], &task["waiting_reason"]),
+        (&json!("most-free-memory"), &Value::Null)
+    );
+    post(&server, "/api/v2/devices/cuda:3/enable", &Value::Null);
+    let task = server.wait("pooled", &["failed", "completed"]);
+    assert_eq!(
+        (&task["status"], &task["device"]),
+        (&json!("completed"), &json!("cuda:3")),
+        "{task}"
+    );
+    assert_eq!(task["device_requested"], "turing");
+    let pool = get(&server, "/api/v2/resources")["pools"]["turing"].clone();
+    assert_eq!(
+        pool["current_tasks"],
+        json!({ "training": 0, "inference": 0 }),
+        "{pool}"
+    );
+    server.stop();
+}
+
+#[test]
+fn a_full_queue_refuses_with_429_and_when_to_come_again() {
+    use std::io::{Read, Write};
+    let home = Home::new();
+    let server =
+        Server::spawn(home.hangar(&["serve", "--listen", "127.0.0.1:0", "--queue-size", "2"]));
+    post(
+        &server,
+        CONFIG,
+        &json!({ "max_concurrent": { "cpu": { "training": 0 } } }),
+    );
+    for id in ["first", "second"] {
+        post(&server, START, &crate::training(id, 1));
+    }
+    waits(&server, "first", "cpu runs 0 of 0 trainings");
+    let queue = get(&server, "/api/v2/resources")["queue"].clone();
+    assert_eq!(queue, json!({ "waiting": 2, "size": 2 }));
+    let body = crate::training("third", 1).to_string();
+    let mut socket = std::net::TcpStream::connect(&server.address).unwrap();
+    let length = body.len();
+    write!(
+        socket,
+        "POST {START} HTTP/1.0\r\nHost: {}\r\nContent-Length: {length}\r\n\r\n{body}",
+        server.address
+    )
+    .unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 429"), "{answer}");
+    assert!(
+        answer.to_lowercase().contains("\r\nretry-after: 5\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("queue.full"), "{answer}");
+    // A higher limit wakes those that wait.
+    post(
+        &server,
+        CONFIG,
+        &json!({ "max_concurrent": { "cpu": { "training": 2 } } }),
+    );
+    for id in ["first", "second"] {
+        let task = server.wait(id, &["failed", "completed"]);
+        assert_eq!(task["status"], "completed", "{task}");
+    }
+    server.stop();
+}
