@@ -274,3 +274,25 @@ fn running_statistics_are_two_buffers() {
         .unwrap_err();
     assert!(error.to_string().contains("one buffer"), "{error}");
 }
+
+/// Attention's scores would take eight times what the whole plan does.
+#[test]
+fn attention_is_trained_without_a_matrix_of_its_scores() {
+    let mut b = Builder::new();
+    let shape = [
+        Dim::Batch(1),
+        Dim::Fixed(2),
+        Dim::Fixed(1024),
+        Dim::Fixed(8),
+    ];
+    let x = b.input("x", DType::F32, &shape).unwrap();
+    let scale = b.parameter("scale", &[8], "ones", 1).unwrap();
+    let q = b.mul(x, scale).unwrap();
+    let y = b.attention((q, x, x), None, true, None).unwrap();
+    let loss = b.mean(y, &[], false).unwrap();
+    let gradients = b.gradients(loss, &[scale]).unwrap();
+    b.sgd(&[scale], &gradients, 0.0, false, 0.0).unwrap();
+    let plan = Plan::new(&b.graph(), 1).unwrap();
+    let scores = 2 * 1024 * 1024 * 4;
+    assert!(plan.peak_bytes() < scores / 8, "{}", plan.describe());
+}

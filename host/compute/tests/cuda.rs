@@ -552,3 +552,47 @@ fn cuda_agrees_with_the_cpu_where_there_is_no_reference() {
         }
     });
 }
+
+/// Attention over more queries, keys, features and values than a block has, forward and backward.
+#[test]
+fn cuda_attention_of_many_tiles_agrees_with_the_cpu() {
+    let test = "cuda_attention_of_many_tiles_agrees_with_the_cpu";
+    emulated(test, &["forward", "reverse", "11"], GPU, || {
+        for causal in [false, true] {
+            let mut b = Builder::new();
+            let parameter = |b: &mut Builder, name: &str, shape: &[u64]| {
+                b.parameter(name, shape, "normal:0:1", 5).unwrap()
+            };
+            let q = parameter(&mut b, "q", &[2, 70, 33]);
+            let k = parameter(&mut b, "k", &[2, 45, 33]);
+            let v = parameter(&mut b, "v", &[2, 45, 67]);
+            let bias = parameter(&mut b, "bias", &[70, 45]);
+            let y = b.attention((q, k, v), Some(bias), causal, None).unwrap();
+            let squares = b.mul(y, y).unwrap();
+            let loss = b.sum(squares, &[], false).unwrap();
+            b.output("y", y).unwrap();
+            let names = ["y", "dq", "dk", "dv", "dbias"];
+            let gradients = b.gradients(loss, &[q, k, v, bias]).unwrap();
+            for (name, gradient) in names[1..].iter().zip(gradients) {
+                b.output(name, gradient).unwrap();
+            }
+            let plan = Plan::new(&b.graph(), 1).unwrap();
+            let results = |backend: &dyn Backend| -> Vec<Vec<f32>> {
+                let mut session = backend.open(vec![plan.clone()], u64::MAX).unwrap();
+                session.run(0, 1, &[], &AtomicBool::new(false)).unwrap();
+                let output = |name: &&str| session.output(0, name).unwrap().to_f32().unwrap();
+                names.iter().map(output).collect()
+            };
+            let (gpu, cpu) = (
+                results(&open().unwrap()),
+                results(&CpuBackend::new(1).unwrap()),
+            );
+            for ((gpu, cpu), name) in gpu.iter().zip(&cpu).zip(names) {
+                let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+                let difference = norm(&mut gpu.iter().zip(cpu).map(|(a, b)| a - b));
+                let size = norm(&mut cpu.iter().copied());
+                assert!(difference <= 1e-5 * size, "{name}: {difference} of {size}");
+            }
+        }
+    });
+}

@@ -340,7 +340,13 @@ table! {
         let q = c.batched(&[heads, queries, features])?;
         let k = c.batched(&[heads, keys, features])?;
         let v = c.batched(&[heads, keys, out])?;
-        let bias = if c.flag() { Some(c.float(&[heads, 1, keys])?) } else { None };
+        let bias = match c.number(0, 4) {
+            0 => Some(c.float(&[heads, 1, keys])?),
+            1 => Some(c.float(&[queries, keys])?),
+            2 => Some(c.float(&[queries, 1])?),
+            3 => Some(c.batched(&[1, queries, keys])?),
+            _ => None,
+        };
         let (causal, scale) = (c.flag(), c.flag().then_some(0.7));
         Ok(vec![c.b.attention((q, k, v), bias, causal, scale)?])
     };

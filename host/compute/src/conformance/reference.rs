@@ -617,6 +617,32 @@ fn evaluate(
                 data: (0..count).map(|i| f64::from(uniform(key, i))).collect(),
             }
         }
+        Op::Attention(a) => from(&mut |i| {
+            let (lead, query) = i.split_at(i.len() - 2);
+            let [keys, features] = *x[1].shape.last_chunk().unwrap();
+            let at = |x: &Array, row, column| x.at(&[lead, &[row, column]].concat());
+            let (query, column) = (query[0], query[1]);
+            let scores: Vec<f64> = (0..keys)
+                .map(|key| {
+                    let products = (0..features).map(|k| at(x[0], query, k) * at(x[1], key, k));
+                    let bias = x.get(3).map_or(0.0, |bias| at(bias, query, key));
+                    let hidden = if a.causal && key > query {
+                        f64::NEG_INFINITY
+                    } else {
+                        0.0
+                    };
+                    a.scale * products.sum::<f64>() + bias + hidden
+                })
+                .collect();
+            let logs = log_softmax(&scores);
+            if column < own[own.len() - 1] - 1 {
+                (0..keys)
+                    .map(|key| logs[key].exp() * at(x[2], key, column))
+                    .sum()
+            } else {
+                scores[0] - logs[0]
+            }
+        }),
         Op::Softmax { axis, log } => from(&mut |i| {
             let line: Vec<f64> = (0..own[*axis])
                 .map(|k| x[0].at(&with(i, *axis, k)))

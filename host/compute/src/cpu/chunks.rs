@@ -37,11 +37,6 @@ impl<'a> Workers<'a> {
         }
     }
 
-    /// Whether there is more than the caller's thread.
-    pub(crate) fn many(self) -> bool {
-        self.many
-    }
-
     /// Whether the run is to end.
     pub(crate) fn cancelled(self) -> bool {
         self.cancel.load(Ordering::Relaxed)

@@ -1,7 +1,7 @@
 //! Convolution: each pass by the method that its geometry asks for.
 
 use super::chunks::Workers;
-use super::matmul::{Matrix, gemm};
+use super::gemm::{Matrix, gemm};
 use super::{conv_depthwise, conv_weight, conv_windows, conv_winograd};
 use crate::ops::geometry::{Geometry, LANES, Method, Pass};
 

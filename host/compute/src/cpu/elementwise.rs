@@ -107,13 +107,3 @@ pub(crate) fn select<T: Copy + Sync + Send>(
         });
     });
 }
-
-/// Adds `row` to every row of `out`.
-pub(crate) fn add_rows(workers: Workers<'_>, row: &[f32], out: &mut [f32]) {
-    let rows = (CHUNK / row.len()).max(1);
-    workers.chunks(out, rows * row.len(), |_, out| {
-        for out in out.chunks_exact_mut(row.len()) {
-            out.iter_mut().zip(row).for_each(|(y, &x)| *y += x);
-        }
-    });
-}

@@ -1,9 +1,10 @@
 //! Normalisation of rows.
 
-use super::chunks::{CHUNK, Workers};
+use super::chunks::{CHUNK, Workers, vectorized};
 use crate::ops::norm::{LayerNorm, PART_ROWS};
 
 /// Mean (0 where it is not taken off) and 1/√(variance + ε) of a row.
+#[inline(always)]
 fn statistics(attributes: &LayerNorm, row: &[f32]) -> (f32, f32) {
     let count = row.len() as f64;
     let mean = if attributes.centre {
@@ -17,6 +18,7 @@ fn statistics(attributes: &LayerNorm, row: &[f32]) -> (f32, f32) {
 }
 
 /// Σ f(x), in eight sums side by side.
+#[inline(always)]
 fn sum(row: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     let mut lanes = [0.0; 8];
     let (eights, rest) = row.as_chunks::<8>();
@@ -44,22 +46,31 @@ pub(crate) fn layer_norm(
     let rows = (CHUNK / size).max(1);
     workers.chunks(out, rows * size, |chunk, out| {
         let x = x[chunk * rows * size..].chunks_exact(size);
-        for (out, x) in out.chunks_exact_mut(size).zip(x) {
-            let (mean, reciprocal) = statistics(attributes, x);
-            let pairs = out.iter_mut().zip(x);
-            match (scale, bias) {
-                (Some(scale), Some(bias)) => {
-                    for ((y, &x), (&s, &b)) in pairs.zip(scale.iter().zip(bias)) {
-                        *y = (x - mean) * reciprocal * s + b;
-                    }
-                }
-                (Some(scale), None) => pairs
-                    .zip(scale)
-                    .for_each(|((y, &x), &s)| *y = (x - mean) * reciprocal * s),
-                _ => pairs.for_each(|(y, &x)| *y = (x - mean) * reciprocal),
+        let rows = out.chunks_exact_mut(size).zip(x);
+        rows.for_each(|(out, x)| vectorized(|| normalize(attributes, x, (scale, bias), out)));
+    });
+}
+
+#[inline(always)]
+fn normalize(
+    attributes: &LayerNorm,
+    x: &[f32],
+    (scale, bias): (Option<&[f32]>, Option<&[f32]>),
+    out: &mut [f32],
+) {
+    let (mean, reciprocal) = statistics(attributes, x);
+    let pairs = out.iter_mut().zip(x);
+    match (scale, bias) {
+        (Some(scale), Some(bias)) => {
+            for ((y, &x), (&s, &b)) in pairs.zip(scale.iter().zip(bias)) {
+                *y = (x - mean) * reciprocal * s + b;
             }
         }
-    });
+        (Some(scale), None) => pairs
+            .zip(scale)
+            .for_each(|((y, &x), &s)| *y = (x - mean) * reciprocal * s),
+        _ => pairs.for_each(|(y, &x)| *y = (x - mean) * reciprocal),
+    }
 }
 
 /// out = the gradient of x.
@@ -77,29 +88,44 @@ pub(crate) fn input_gradient(
         let pairs = x[start..]
             .chunks_exact(size)
             .zip(dy[start..].chunks_exact(size));
-        for (out, (x, dy)) in out.chunks_exact_mut(size).zip(pairs) {
-            let (mean, reciprocal) = statistics(attributes, x);
-            // out first holds g = scale·dy.
-            match scale {
-                Some(scale) => out
-                    .iter_mut()
-                    .zip(dy.iter().zip(scale))
-                    .for_each(|(g, (&dy, &s))| *g = dy * s),
-                None => out.copy_from_slice(dy),
-            }
-            let (mut all, mut along) = ([0.0f64; 8], [0.0f64; 8]);
-            for (i, (&g, &x)) in out.iter().zip(x).enumerate() {
-                all[i % 8] += f64::from(g);
-                along[i % 8] += f64::from(g) * f64::from((x - mean) * reciprocal);
-            }
-            let mean_of = |lanes: [f64; 8]| (lanes.iter().sum::<f64>() / size as f64) as f32;
-            let all = if attributes.centre { mean_of(all) } else { 0.0 };
-            let along = mean_of(along);
-            for (g, &x) in out.iter_mut().zip(x) {
-                *g = reciprocal * (*g - all - (x - mean) * reciprocal * along);
-            }
-        }
+        let rows = out.chunks_exact_mut(size).zip(pairs);
+        rows.for_each(|(out, pair)| vectorized(|| row_gradient(attributes, pair, scale, out)));
     });
+}
+
+#[inline(always)]
+fn row_gradient(
+    attributes: &LayerNorm,
+    (x, dy): (&[f32], &[f32]),
+    scale: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let (mean, reciprocal) = statistics(attributes, x);
+    // out first holds g = scale·dy.
+    match scale {
+        Some(scale) => out
+            .iter_mut()
+            .zip(dy.iter().zip(scale))
+            .for_each(|(g, (&dy, &s))| *g = dy * s),
+        None => out.copy_from_slice(dy),
+    }
+    let (mut all, mut along) = ([0.0f64; 8], [0.0f64; 8]);
+    let mut add = |i: usize, g: f32, x: f32| {
+        all[i] += f64::from(g);
+        along[i] += f64::from(g) * f64::from((x - mean) * reciprocal);
+    };
+    let ((g_eights, g_rest), (x_eights, x_rest)) = (out.as_chunks::<8>(), x.as_chunks::<8>());
+    for (g, x) in g_eights.iter().zip(x_eights) {
+        (0..8).for_each(|i| add(i, g[i], x[i]));
+    }
+    let rest = g_rest.iter().zip(x_rest).enumerate();
+    rest.for_each(|(i, (&g, &x))| add(i, g, x));
+    let mean_of = |lanes: [f64; 8]| (lanes.iter().sum::<f64>() / x.len() as f64) as f32;
+    let all = if attributes.centre { mean_of(all) } else { 0.0 };
+    let along = mean_of(along);
+    for (g, &x) in out.iter_mut().zip(x) {
+        *g = reciprocal * (*g - all - (x - mean) * reciprocal * along);
+    }
 }
 
 /// out `[2, size]` = Σ dy·x̂ and Σ dy over rows.
@@ -121,14 +147,16 @@ pub(crate) fn parameter_gradient(
         let pairs = x[start..end]
             .chunks_exact(size)
             .zip(dy[start..end].chunks_exact(size));
-        for (x, dy) in pairs {
-            let (mean, reciprocal) = statistics(attributes, x);
-            let sums = scales.iter_mut().zip(biases.iter_mut());
-            for ((s, b), (&x, &dy)) in sums.zip(x.iter().zip(dy)) {
-                *s += dy * ((x - mean) * reciprocal);
-                *b += dy;
+        vectorized(|| {
+            for (x, dy) in pairs {
+                let (mean, reciprocal) = statistics(attributes, x);
+                let sums = scales.iter_mut().zip(biases.iter_mut());
+                for ((s, b), (&x, &dy)) in sums.zip(x.iter().zip(dy)) {
+                    *s += dy * ((x - mean) * reciprocal);
+                    *b += dy;
+                }
             }
-        }
+        });
     });
     let parts = &*parts;
     workers.chunks(out, CHUNK, |chunk, out| {

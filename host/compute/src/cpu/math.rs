@@ -4,12 +4,16 @@
 /// Adding and taking off this rounds to the nearest integer, for |x| below 2²².
 const ROUNDER: f32 = 12_582_912.0;
 
-/// eˣ: x = n·ln 2 + r, a polynomial of r (Cephes' `expf`), and 2ⁿ in two factors.
+/// ln 2⁻¹²⁶: below it results are subnormal.
+const LEAST: f32 = -87.336_54;
+
+/// eˣ: x = n·ln 2 + r, a polynomial of r (Cephes' `expf`), and 2ⁿ in two factors. Subnormal results
+/// are 0, as processors take a hundred times as long for one.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // Beyond these the result is 0 or infinite; NaN passes through both comparisons.
+    // Beyond these the result is 0 or infinite; NaN passes through all comparisons.
     let clamped = if x > 89.0 { 89.0 } else { x };
-    let clamped = if clamped < -104.0 { -104.0 } else { clamped };
+    let clamped = if clamped < LEAST { LEAST } else { clamped };
     let n = clamped * std::f32::consts::LOG2_E + ROUNDER - ROUNDER;
     let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_2e-4;
@@ -21,7 +25,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let y = p * r * r + r + 1.0;
     let n = n as i32;
     let half = n >> 1;
-    y * power(half) * power(n - half)
+    let y = y * power(half) * power(n - half);
+    if x < LEAST { 0.0 } else { y }
 }
 
 /// 2ⁿ for −126 ≤ n ≤ 127.
@@ -72,6 +77,22 @@ pub(super) fn erf(x: f32) -> f32 {
     x * p / q
 }
 
+/// A fold in 16 lanes side by side, whose results are still to be joined.
+#[inline(always)]
+pub(super) fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
+    let mut lanes = [start; 16];
+    let (parts, rest) = x.as_chunks::<16>();
+    for part in parts {
+        for (lane, &x) in lanes.iter_mut().zip(part) {
+            *lane = f(*lane, x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = f(*lane, x);
+    }
+    lanes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +122,8 @@ mod tests {
     fn the_ends_and_what_is_no_number_are_as_they_should_be() {
         assert_eq!([exp(1000.0), exp(f32::INFINITY)], [f32::INFINITY; 2]);
         assert_eq!([exp(-1000.0), exp(f32::NEG_INFINITY)], [0.0; 2]);
+        assert!([-87.0, -87.3, LEAST].iter().all(|&x| exp(x).is_normal()));
+        assert_eq!([exp(LEAST.next_down()), exp(-100.0)], [0.0; 2]);
         assert_eq!([tanh(50.0), tanh(f32::NEG_INFINITY)], [1.0, -1.0]);
         assert!(1.0 - erf(50.0) <= f32::EPSILON && 1.0 + erf(f32::NEG_INFINITY) <= f32::EPSILON);
         assert_eq!([exp(0.0), tanh(0.0), erf(0.0)], [1.0, 0.0, 0.0]);

@@ -3,6 +3,7 @@
 //! A family of operators is a file of the same name as in `ops/`. Work is divided by shapes alone,
 //! so that results are the same, bit for bit, on any number of threads.
 
+mod attention;
 mod chunks;
 mod conv;
 mod conv_depthwise;
@@ -13,6 +14,7 @@ mod conv_winograd;
 mod elementwise;
 mod functions;
 mod fused;
+mod gemm;
 mod index;
 mod layer_norm;
 mod loss;

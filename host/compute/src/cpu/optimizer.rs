@@ -1,6 +1,6 @@
 //! Optimizer steps, in place.
 
-use super::chunks::{CHUNK, Workers};
+use super::chunks::{CHUNK, Workers, vectorized};
 use crate::ops::optimizer::Optimizer;
 
 /// Moves a parameter against its gradient. `step` counts from 1.
@@ -99,5 +99,7 @@ fn each_chunk(
             )
         })
         .collect();
-    workers.each(parts, |(p, g, mut states)| work(p, g, &mut states));
+    workers.each(parts, |(p, g, mut states)| {
+        vectorized(|| work(p, g, &mut states));
+    });
 }

@@ -2,16 +2,17 @@
 
 use bytemuck::Pod;
 
-use super::chunks::{CHUNK, Workers};
+use super::chunks::Workers;
 use super::session::{Line, Opened};
 use super::{
-    conv, elementwise, fused, index, layer_norm, loss, matmul, movement, norm, optimizer, pool,
-    random, reduce, resample, signal, softmax,
+    attention, conv, elementwise, fused, index, layer_norm, loss, matmul, movement, norm,
+    optimizer, pool, random, reduce, resample, signal, softmax,
 };
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Node, Value};
 use crate::ops::Op;
+use crate::ops::attention::Sizes;
 use crate::ops::fused::Program;
 use crate::ops::geometry::Geometry;
 use crate::ops::optimizer::Optimizer;
@@ -423,11 +424,14 @@ fn float_kernel(
         } => {
             let (a, b) = (shape(0), shape(1));
             let (a, b) = ((get(0), &*a, *transpose_a), (get(1), &*b, *transpose_b));
-            matmul::matmul(workers, a, b, (&mut *out, &own));
-            if x.len() > 2 {
-                elementwise::add_rows(workers, get(2), out);
-            }
-            finish_all(workers, out, finish);
+            let bias = (x.len() > 2).then(|| get(2));
+            matmul::matmul(workers, a, b, (out, &own), |first, piece| {
+                if let Some(bias) = bias {
+                    let bias = &bias[first % bias.len()..];
+                    piece.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
+                }
+                finish(first, piece);
+            });
         }
         Op::Conv2d(c) => {
             let g = geometry(c, &shape(0), &shape(1))?;
@@ -465,6 +469,22 @@ fn float_kernel(
         }
         Op::BatchNormEvalGradient => {
             norm::eval_gradient(workers, &own, get(0), get(1), get(2), out);
+        }
+        Op::Attention(attributes) => {
+            let bias = x.get(3).copied();
+            with_attention(operands, node, bias, |of| {
+                attention::attention(workers, attributes, of, out);
+            });
+        }
+        Op::AttentionGradient(attributes) => {
+            with_attention(operands, node, x.get(5).copied(), |of| {
+                attention::gradient(workers, attributes, of, (get(3), get(4)), out);
+            });
+        }
+        Op::AttentionBiasGradient(attributes) => {
+            with_attention(operands, node, x.get(5).copied(), |of| {
+                attention::bias_gradient(workers, attributes, of, (get(3), get(4)), out);
+            });
         }
         Op::Softmax { axis, log } => softmax::softmax(workers, *log, get(0), &own, *axis, out),
         Op::SoftmaxGradient { axis, log } => {
@@ -515,9 +535,24 @@ fn float_kernel(
     Ok(())
 }
 
-/// Calls `finish` with all of a result, in parts that fit into the cache.
-fn finish_all(workers: Workers<'_>, out: &mut [f32], finish: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-    workers.chunks(out, CHUNK, |i, part| finish(i * CHUNK, part));
+/// Calls a kernel with the operands of an attention.
+fn with_attention(
+    operands: &Operands<'_>,
+    node: &Node,
+    bias: Option<Value>,
+    kernel: impl FnOnce(attention::Operands<'_>),
+) {
+    let [q, k, v] =
+        [0, 1, 2].map(|i| (operands.get(node.inputs[i]), operands.shape(node.inputs[i])));
+    let bias = bias.map(|bias| (operands.get(bias), operands.shape(bias)));
+    kernel(attention::Operands {
+        q: q.0,
+        k: k.0,
+        v: v.0,
+        bias: bias.as_ref().map(|(data, shape)| (*data, &**shape)),
+        heads: &q.1[..q.1.len() - 2],
+        sizes: Sizes::new(&q.1, &k.1, &v.1),
+    });
 }
 
 fn geometry(

@@ -1,7 +1,7 @@
 //! Softmax kernels, shifted by the largest element so that nothing overflows.
 
 use super::chunks::{CHUNK, Workers, vectorized};
-use super::math::exp;
+use super::math::{exp, lanes};
 
 /// The length of a line along an axis, and the distance between its elements.
 fn lines(shape: &[usize], axis: usize) -> (usize, usize) {
@@ -85,22 +85,6 @@ fn row_gradient(log: bool, y: &[f32], dy: &[f32], out: &mut [f32]) {
             }
         }
     });
-}
-
-/// A fold in 16 lanes side by side, whose results are still to be joined.
-#[inline(always)]
-fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
-    let mut lanes = [start; 16];
-    let (parts, rest) = x.as_chunks::<16>();
-    for part in parts {
-        for (lane, &x) in lanes.iter_mut().zip(part) {
-            *lane = f(*lane, x);
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = f(*lane, x);
-    }
-    lanes
 }
 
 /// softmax: y·(dy − Σ y·dy); log-softmax: dy − exp(y)·Σ dy.

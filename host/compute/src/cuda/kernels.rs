@@ -7,7 +7,8 @@ use super::driver::{Context, Function, Module};
 use crate::error::Error;
 
 /// PTX for compute capability 7.5, which newer GPUs run too, by the stem of the source.
-const PTX: [(&str, &str); 15] = [
+const PTX: [(&str, &str); 16] = [
+    ("attention", include_str!("kernels/ptx/attention.ptx")),
     ("conv", include_str!("kernels/ptx/conv.ptx")),
     ("elementwise", include_str!("kernels/ptx/elementwise.ptx")),
     ("fused", include_str!("kernels/ptx/fused.ptx")),

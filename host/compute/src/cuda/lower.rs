@@ -361,6 +361,9 @@ impl<'a> Lowering<'a> {
                     (out, &own),
                 );
             }
+            Op::Attention(_) | Op::AttentionGradient(_) | Op::AttentionBiasGradient(_) => {
+                self.attention(node, &x, out);
+            }
             Op::Softmax { axis, log } => {
                 self.softmax(
                     ["softmax_rows", "softmax_lines"],

@@ -6,6 +6,7 @@
 //! tensor a place in one allocation, whose size is known before a GPU is asked for. `driver`,
 //! `blas` and `dnn` hold all calls into NVIDIA's libraries; `probe` finds out whether there are any.
 
+mod attention;
 mod blas;
 mod conv;
 mod dnn;

@@ -260,6 +260,15 @@ pub(crate) enum Op {
     Random {
         seed: u64,
     },
+    /// (q, k, v) or (q, k, v, bias) to `[…, queries, values + 1]`: the result, and in the last column
+    /// ln Σ exp of the scores, of which there is no gradient.
+    Attention(attention::Attention),
+    /// (q, k, v, y, dy) or (q, k, v, y, dy, bias) with the operator's result y to the gradients of q, k
+    /// and v, one after the other for each head.
+    AttentionGradient(attention::Attention),
+    /// (q, k, v, y, dy, bias) to `[…, queries, keys]`: the gradient of the scores, added up over what
+    /// the bias's leading axes are broadcast to.
+    AttentionBiasGradient(attention::Attention),
     Softmax {
         axis: usize,
         log: bool,
@@ -375,6 +384,7 @@ pub(crate) fn gradient(b: &mut Builder, y: Value, dy: Value) -> Result<Vec<Optio
             )?)])
         }
         Op::BatchNorm => norm::gradient(b, x, dy),
+        Op::Attention(attributes) => attention::gradient(b, *attributes, x, (y, dy)),
         Op::Softmax { axis, log } => {
             let op = Op::SoftmaxGradient {
                 axis: *axis,
