@@ -130,6 +130,8 @@ fn trains_and_infers(plugin: &str, data: impl Fn(&Path) -> PathBuf) {
     // The session takes what was leased, the context comes on top.
     let lease = gpu["lease_bytes"].as_u64().unwrap();
     assert_eq!(taken, lease + (320 << 20), "{gpu}");
+    // What a batch is staged in, and copies to and from the GPU.
+    assert!(gpu["scratch_bytes"].as_u64().unwrap() >= 4 << 20, "{gpu}");
 
     let weights = output("gpu/best.safetensors");
     let infer = |device: &str, to: &str| {

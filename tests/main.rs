@@ -294,15 +294,13 @@ fn a_model_is_timed_by_the_plugin_beside_the_program() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("hangar");
     std::fs::copy(env!("CARGO_BIN_EXE_hangar"), &program).unwrap();
-    let bench = |model: &str| {
+    let bench = |model: &str, more: &[&str]| {
         let mut command = Command::new(&program);
         command.args(["bench", "--model", model, "--mode", "train", "--batch", "8"]);
-        command
-            .args(["--threads", "1", "--steps", "3"])
-            .output()
-            .unwrap()
+        command.args(["--threads", "1", "--steps", "3"]).args(more);
+        command.output().unwrap()
     };
-    let without = bench("mlp");
+    let without = bench("mlp", &[]);
     let text = String::from_utf8_lossy(&without.stderr).into_owned();
     assert!(
         !without.status.success() && text.contains("cargo xtask build"),
@@ -311,7 +309,7 @@ fn a_model_is_timed_by_the_plugin_beside_the_program() {
     std::fs::create_dir(folder.path().join("plugins")).unwrap();
     let plugin = "plugins/reference_models.wasm";
     std::fs::copy(root().join("dist").join(plugin), folder.path().join(plugin)).unwrap();
-    let line = json(&bench("mlp"));
+    let line = json(&bench("mlp", &[]));
     assert_eq!(line["model"], "mlp");
     assert_eq!(line["device"], "cpu x1");
     let number = |name: &str| line[name].as_f64().unwrap();
@@ -322,7 +320,13 @@ fn a_model_is_timed_by_the_plugin_beside_the_program() {
     );
     assert!(line["spread"][0].as_f64().unwrap() <= seconds, "{line}");
     assert!(number("peak_bytes") > 1e6, "{line}");
-    let unknown = bench("alexnet");
+    let less = ["--size", "32", "--dtype", "bf16", "--recompute"];
+    let line = json(&bench("resnet18", &less));
+    assert_eq!(
+        (&line["dtype"], &line["recompute"]),
+        (&"bf16".into(), &true.into())
+    );
+    let unknown = bench("alexnet", &[]);
     let text = String::from_utf8_lossy(&unknown.stderr).into_owned();
     assert!(text.contains("resnet18") && text.contains("gpt2"), "{text}");
 }

@@ -75,6 +75,10 @@ pub trait Session: Send {
     /// give the bits that they would have given.
     fn set_steps(&mut self, steps: u64);
 
-    /// Memory that the session holds, in bytes.
+    /// Memory that the session holds on its device, in bytes.
     fn used_bytes(&self) -> u64;
+
+    /// The most host memory that runs take beside `used_bytes`, in bytes: what libraries and
+    /// kernels pack, and what a batch is staged in.
+    fn scratch_bytes(&self) -> u64;
 }

@@ -1,6 +1,7 @@
 //! Building a graph value by value. The methods are those of the plugin contract's `builder`.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::dtype::DType;
 use crate::error::Error;
@@ -34,6 +35,10 @@ pub struct Builder {
     outputs: HashSet<String>,
     optimized: HashSet<Value>,
     constant_bytes: usize,
+    /// Nodes whose results are computed again for gradients, in order; the last may be open.
+    blocks: Vec<Range<u32>>,
+    in_block: bool,
+    recomputations: u32,
 }
 
 impl Builder {
@@ -98,6 +103,7 @@ impl Builder {
             dtype,
             shape,
             origin: value,
+            again: 0,
         });
         Ok(value)
     }
@@ -211,6 +217,64 @@ impl Builder {
     }
 
     // Training
+
+    /// Starts a block whose results are not kept for gradients: what they need of it is computed
+    /// again, from the values that the block takes from outside (checkpointing, Chen et al. 2016).
+    /// Results are the same, bit for bit. Errors: `graph.recompute` within a block.
+    pub fn begin_recompute(&mut self) -> Result<(), Error> {
+        if self.in_block {
+            return self.at_next(Err(Error::new("graph.recompute", "a block is open")));
+        }
+        self.in_block = true;
+        let start = self.nodes() as u32;
+        self.blocks.push(start..u32::MAX);
+        Ok(())
+    }
+
+    /// Ends the block. Errors: `graph.recompute` outside of one.
+    pub fn end_recompute(&mut self) -> Result<(), Error> {
+        let end = self.nodes() as u32;
+        match self.blocks.last_mut().filter(|_| self.in_block) {
+            Some(block) => block.end = end,
+            None => return self.at_next(Err(Error::new("graph.recompute", "no block is open"))),
+        }
+        self.in_block = false;
+        Ok(())
+    }
+
+    /// Whether a block is open.
+    pub(crate) fn in_block(&self) -> bool {
+        self.in_block
+    }
+
+    /// The block that a value was computed in.
+    pub(crate) fn block_of(&self, x: Value) -> Option<Range<u32>> {
+        let next = self.blocks.partition_point(|block| block.start <= x.0);
+        let block = self.blocks[..next].last()?;
+        block.contains(&x.0).then(|| block.clone())
+    }
+
+    /// Appends the nodes of a block once more, for the value of each of its numbers.
+    pub(crate) fn repeat(&mut self, block: &Range<u32>) -> Result<Vec<Value>, Error> {
+        self.recomputations += 1;
+        let mut values: Vec<Value> = Vec::with_capacity(block.len());
+        for number in block.clone() {
+            let node = self.node(Value(number)).clone();
+            if matches!(node.op, Op::Leaf(_)) || node.op.is_update() {
+                values.push(Value(number));
+                continue;
+            }
+            let moved = |x: &Value| match x.0.checked_sub(block.start) {
+                Some(at) => values[at as usize],
+                None => *x,
+            };
+            let inputs: Vec<Value> = node.inputs.iter().map(moved).collect();
+            let value = self.push(node.op, &inputs, (node.dtype, node.shape))?;
+            self.graph.nodes[value.index()].again = self.recomputations;
+            values.push(value);
+        }
+        Ok(values)
+    }
 
     /// The gradients of a scalar with respect to values. Errors: `graph.gradient`.
     pub fn gradients(&mut self, loss: Value, of: &[Value]) -> Result<Vec<Value>, Error> {

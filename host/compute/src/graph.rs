@@ -57,6 +57,10 @@ pub(crate) struct Node {
     pub(crate) shape: Shape,
     /// The value of the graph as it was built that this one computes, which errors name.
     pub(crate) origin: Value,
+    /// 0 for what was built; otherwise the number of the recomputation that this is a part of.
+    /// Nodes of different numbers are different values, however alike: one is to be forgotten
+    /// before the other is computed.
+    pub(crate) again: u32,
 }
 
 /// The output of a part of a graph that [`Graph::closed`] gives.

@@ -15,8 +15,10 @@ use crate::ops::norm::LayerNorm;
 use crate::passes::epilogue::epilogues;
 use crate::passes::in_place::{root, taken};
 use crate::passes::memory::{ALIGNMENT, Lifetime, place};
-use crate::passes::{dead, optimize, prologue};
+pub use crate::passes::precision::Precision;
+use crate::passes::{dead, optimize, precision, prologue};
 use crate::shape::Shape;
+use crate::{cpu, cuda};
 
 /// Where a value lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,10 +47,18 @@ pub struct Port {
     pub(crate) value: Value,
 }
 
+/// How a plan is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Options {
+    /// How intermediate results are stored.
+    pub precision: Precision,
+}
+
 /// A graph ready to be opened by a backend.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(crate) graph: Arc<Graph>,
+    pub(crate) precision: Precision,
     pub(crate) max_batch: u64,
     /// The nodes that run once after variables changed, in order.
     pub(crate) prologue: Vec<Value>,
@@ -58,6 +68,8 @@ pub struct Plan {
     /// finished.
     pub(crate) epilogues: HashMap<Value, Value>,
     pub(crate) places: Vec<Place>,
+    /// The values that the arena has a place for, each with the times of the steps that need it.
+    pub(crate) buffers: Vec<(Value, Lifetime)>,
     pub(crate) inputs: Vec<Port>,
     pub(crate) outputs: Vec<Port>,
     pub(crate) variables: Vec<(Variable, Shape)>,
@@ -73,17 +85,25 @@ impl Plan {
     /// Plans a graph, after optimizing it, for batches of up to `max_batch` samples; a smaller batch
     /// uses the same places. Errors: `graph.empty`, `graph.limit`.
     pub fn new(graph: &Graph, max_batch: u32) -> Result<Self, Error> {
-        Self::scheduled(optimize(graph), max_batch)
+        Self::with(graph, max_batch, Options::default())
+    }
+
+    /// The same, made otherwise. Errors: as for `new`.
+    pub fn with(graph: &Graph, max_batch: u32, options: Options) -> Result<Self, Error> {
+        Self::scheduled(optimize(graph), max_batch, options)
     }
 
     /// Plans a graph as it is, without a node that no output and no update needs.
-    pub(crate) fn scheduled(graph: Graph, max_batch: u32) -> Result<Self, Error> {
+    pub(crate) fn scheduled(graph: Graph, max_batch: u32, options: Options) -> Result<Self, Error> {
+        let graph = precision::stored(graph, options.precision);
         let max_batch = u64::from(max_batch);
         if max_batch == 0 {
             return Err(Error::limit("a plan takes batches of at least one sample"));
         }
         let (fixed, trains) = (prologue::fixed(&graph), dead::trains(&graph));
         let mut plan = Self {
+            precision: options.precision,
+            buffers: Vec::new(),
             max_batch,
             prologue: Vec::new(),
             steps: Vec::new(),
@@ -124,7 +144,11 @@ impl Plan {
             .collect();
         let steps: Vec<Value> = plan.all_steps().collect();
         for step in steps {
-            let bytes = workspace_bytes(&graph, graph.node(step), max_batch)?;
+            let node = graph.node(step);
+            let converted =
+                precision::converted_elements(&graph, node, options.precision, max_batch)?;
+            let bytes = workspace_bytes(&graph, node, max_batch)?;
+            let bytes = bytes.saturating_add(converted.saturating_mul(4));
             plan.workspace_bytes = plan.workspace_bytes.max(bytes);
         }
         Ok(plan)
@@ -184,7 +208,7 @@ impl Plan {
         let (prologue, steps) = (timed(1, &self.prologue), timed(fed + 1, &self.steps));
         let mut last = vec![0; graph.nodes.len()];
         for (step, time) in prologue.iter().chain(&steps) {
-            for input in reads(graph.node(*step)) {
+            for input in &graph.node(*step).inputs {
                 last[root(&graph, *input).index()] = *time;
             }
         }
@@ -223,7 +247,10 @@ impl Plan {
                 None => buffers.push((value, time)),
             }
         }
-        self.epilogues = epilogues(&graph, &self.steps, &in_place);
+        // What is converted as a whole is not finished in parts.
+        if self.precision == Precision::Float32 {
+            self.epilogues = epilogues(&graph, &self.steps, &in_place);
+        }
         // A buffer is of use as long as the last value in it.
         let mut end_of = last.clone();
         for (i, own) in home.iter().enumerate() {
@@ -243,6 +270,11 @@ impl Plan {
         for ((value, _), offset) in buffers.iter().zip(offsets) {
             self.places[value.index()] = Place::Arena(offset);
         }
+        self.buffers = buffers
+            .iter()
+            .map(|(value, _)| *value)
+            .zip(lifetimes)
+            .collect();
         for (value, _) in &steps {
             let own = home[value.index()];
             self.places[value.index()] = self.places[own.index()];
@@ -264,6 +296,16 @@ impl Plan {
     /// The memory that a session of this plan alone takes, in bytes.
     pub fn peak_bytes(&self) -> u64 {
         peak_bytes_of(&[self])
+    }
+
+    /// Bytes of the arena that holds inputs and intermediate results.
+    pub fn arena_bytes(&self) -> u64 {
+        self.arena_bytes
+    }
+
+    /// Bytes that kernels on the CPU work in.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.workspace_bytes
     }
 
     /// The largest batch, in samples.
@@ -300,12 +342,15 @@ impl Plan {
     /// The plan as text, one line a step: value, operator, shapes, offset in bytes.
     pub fn describe(&self) -> String {
         let mut text = format!(
-            "batch up to {}; arena {} bytes, kept {} bytes, workspace {} bytes, peak {} bytes\n",
+            "batch up to {}; arena {} bytes, kept {} bytes, workspace {} bytes, peak {} bytes\n\
+             beside it: on the CPU up to {} bytes a thread; on a GPU {}\n",
             self.max_batch,
             self.arena_bytes,
             self.kept_bytes,
             self.workspace_bytes,
-            self.peak_bytes()
+            self.peak_bytes(),
+            cpu::SCRATCH_BYTES,
+            cuda::describe(self),
         );
         for (number, step) in self.all_steps().enumerate() {
             let node = self.graph.node(step);
@@ -328,15 +373,6 @@ impl Plan {
             }
         }
         text
-    }
-}
-
-/// The operands whose elements a node's kernel reads: of what running statistics are of, it takes the
-/// shape.
-fn reads(node: &Node) -> &[Value] {
-    match node.op {
-        Op::UpdateRunning { .. } => &node.inputs[..3],
-        _ => &node.inputs,
     }
 }
 

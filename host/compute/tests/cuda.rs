@@ -290,6 +290,28 @@ fn cuda_on_an_old_gpu_is_a_clear_state() {
 }
 
 #[test]
+fn cuda_bfloat16_is_refused_where_matrix_units_do_not_take_it() {
+    let machine = "[[gpu]]\nprofile = \"t4\"\n";
+    let test = "cuda_bfloat16_is_refused_where_matrix_units_do_not_take_it";
+    emulated(test, &["forward"], machine, || {
+        let mut b = Builder::new();
+        let x = b.input("x", DType::F32, &[Dim::Batch(1)]).unwrap();
+        let y = b.exp(x).unwrap();
+        b.output("y", y).unwrap();
+        let options = compute::plan::Options {
+            precision: compute::plan::Precision::Bfloat16,
+        };
+        let plan = Plan::with(&b.graph(), 1, options).unwrap();
+        let error = open().unwrap().open(vec![plan], u64::MAX).err().unwrap();
+        assert_eq!(error.code(), "device.unsupported");
+        assert!(
+            error.to_string().contains("8.0 or newer; cuda:0 has 7.5"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
 fn cuda_finds_its_gpu_by_uuid_whatever_the_order() {
     // The driver counts from the fastest, NVML as listed.
     let machine = "[[gpu]]\nprofile = \"t4\"\n[[gpu]]\nprofile = \"h100\"\n";

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicBool;
 use compute::builder::{Conv2d, Interpolation, Target, Window};
 use compute::cpu::CpuBackend;
 use compute::cuda::{self, CudaBackend};
+use compute::plan::{Options, Precision};
 use compute::schedule::ScheduleKind;
 use compute::{Backend, Builder, DType, Dim, Error, HostTensor, Plan, Schedule, Value};
 use safetensors::{Dtype, SafeTensors};
@@ -572,8 +573,17 @@ fn tiny_vit(b: &mut Builder, parameters: &HashMap<String, Value>, x: Value) -> V
     linear(b, x, "head")
 }
 
-/// Runs a training: the losses, and every variable at the end.
 fn train(backend: &dyn Backend, case: &Case) -> (Vec<f32>, HashMap<String, HostTensor>) {
+    let (losses, finals, _) = train_with(backend, case, Options::default());
+    (losses, finals)
+}
+
+/// Runs a training: the losses, every variable at the end, and the bytes of intermediate results.
+fn train_with(
+    backend: &dyn Backend,
+    case: &Case,
+    options: Options,
+) -> (Vec<f32>, HashMap<String, HostTensor>, u64) {
     let model = match case.metadata["model"].as_str() {
         "mlp" => mlp,
         "tiny_resnet" => tiny_resnet,
@@ -623,7 +633,8 @@ fn train(backend: &dyn Backend, case: &Case) -> (Vec<f32>, HashMap<String, HostT
     b.output("loss", loss).unwrap();
 
     let batch = x.shape()[1];
-    let plan = Plan::new(&b.graph(), batch as u32 + 3).unwrap();
+    let plan = Plan::with(&b.graph(), batch as u32 + 3, options).unwrap();
+    let arena = plan.arena_bytes();
     let needed = match backend.device() {
         "cpu" => plan.peak_bytes(),
         _ => cuda::session_bytes(&[&plan]).unwrap(),
@@ -655,7 +666,74 @@ fn train(backend: &dyn Backend, case: &Case) -> (Vec<f32>, HashMap<String, HostT
     let finals = variables
         .keys()
         .map(|name| (name.clone(), session.download(name).unwrap()));
-    (losses, finals.collect())
+    (losses, finals.collect(), arena)
+}
+
+/// Trains with activations stored as bfloat16 and as float32.
+fn check_bfloat16(backend: &dyn Backend) {
+    let narrow = Options {
+        precision: Precision::Bfloat16,
+    };
+    for case in cases("train") {
+        let (losses, finals, arena) = train_with(backend, &case, narrow);
+        let (wide_losses, wide_finals, wide_arena) =
+            train_with(&CpuBackend::new(1).unwrap(), &case, Options::default());
+        let error = |pairs: &mut dyn Iterator<Item = (f32, f32)>| {
+            let (mut difference, mut norm) = (0.0, 0.0);
+            for (a, b) in pairs {
+                difference += f64::from(a - b).powi(2);
+                norm += f64::from(b).powi(2);
+            }
+            f64::sqrt(difference / norm)
+        };
+        let of_losses = error(&mut losses.into_iter().zip(wide_losses));
+        let mut names: Vec<&String> = finals.keys().collect();
+        names.sort();
+        let of_finals = error(&mut names.into_iter().flat_map(|name| {
+            let values = |all: &HashMap<String, HostTensor>| all[name].to_f32().unwrap();
+            values(&finals).into_iter().zip(values(&wide_finals))
+        }));
+        println!(
+            "{}: {of_losses:.1e} {of_finals:.1e} {arena} of {wide_arena}",
+            case.name
+        );
+        // Not the same numbers, so that something was rounded.
+        assert!(
+            (1e-7..1e-2).contains(&of_losses),
+            "{}: {of_losses:e}",
+            case.name
+        );
+        assert!(
+            (1e-7..1e-2).contains(&of_finals),
+            "{}: {of_finals:e}",
+            case.name
+        );
+        assert!(
+            arena * 5 < wide_arena * 4,
+            "{}: {arena} of {wide_arena}",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn golden_training_runs_in_bfloat16_are_close_and_take_less() {
+    check_bfloat16(&CpuBackend::new(2).unwrap());
+}
+
+#[test]
+fn golden_training_runs_in_bfloat16_are_close_on_cuda() {
+    let test = "golden_training_runs_in_bfloat16_are_close_on_cuda";
+    emulator::emulated(test, &["forward"], ONE_GPU, || check_bfloat16(&gpu(true)));
+}
+
+#[test]
+fn golden_training_runs_in_bfloat16_are_close_where_cudnn_is_installed() {
+    let test = "golden_training_runs_in_bfloat16_are_close_where_cudnn_is_installed";
+    let libraries = [emulator::LIBRARIES, &["libcudnn.so.9"]].concat();
+    emulator::emulated_with(&libraries, test, &["forward"], ONE_GPU, || {
+        check_bfloat16(&gpu(true));
+    });
 }
 
 fn check_trainings(backend: &dyn Backend) {

@@ -43,9 +43,12 @@ pub(super) struct Arguments {
     /// The device: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// The precision of matrix products.
+    /// The precision: of all, of a GPU's matrix products, or of what is stored.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Precision,
+    /// Computes blocks again for their gradients instead of keeping them.
+    #[arg(long)]
+    recompute: bool,
     /// Threads for compute on the CPU [default: one for each core].
     #[arg(long)]
     threads: Option<usize>,
@@ -64,6 +67,17 @@ enum Mode {
 enum Precision {
     F32,
     Tf32,
+    Bf16,
+}
+
+impl Precision {
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// The plugins that were built beside this program.
@@ -135,6 +149,10 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         ] {
             parameters.insert(name.to_owned(), json!(value));
         }
+        if arguments.dtype == Precision::Bf16 {
+            parameters.insert("precision".to_owned(), json!("bfloat16"));
+        }
+        parameters.insert("recompute".to_owned(), json!(arguments.recompute));
         let (kind, name) = match arguments.mode {
             Mode::Train => (TaskKind::Training, "training"),
             Mode::Infer => (TaskKind::Inference, "inference"),
@@ -210,7 +228,8 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             "model": arguments.model,
             "mode": if kind == TaskKind::Training { "train" } else { "infer" },
             "batch": arguments.batch,
-            "dtype": if arguments.dtype == Precision::Tf32 { "tf32" } else { "f32" },
+            "dtype": arguments.dtype.name(),
+            "recompute": arguments.recompute,
             "how": "plugin",
             "device": device,
             "seconds": seconds,

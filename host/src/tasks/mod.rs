@@ -201,6 +201,7 @@ impl Tasks {
             tf32: submission.tf32,
             policy: submission.policy,
             lease_bytes: None,
+            scratch_bytes: None,
             priority: submission.priority,
             description: submission.description,
             message: "recorded".to_owned(),

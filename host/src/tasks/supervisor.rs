@@ -134,10 +134,12 @@ async fn supervise(
                         worker.ended(PATIENCE).await;
                         break Some(end);
                     }
-                    FromWorker::Running { device, bytes } => {
-                        lease.iter().for_each(|lease| lease.observed(bytes));
+                    running @ FromWorker::Running { .. } => {
+                        if let FromWorker::Running { bytes, .. } = running {
+                            lease.iter().for_each(|lease| lease.observed(bytes));
+                        }
                         observe(inner, record, lease.as_ref()).await;
-                        note(inner, record, FromWorker::Running { device, bytes });
+                        note(inner, record, running);
                     }
                     FromWorker::Heartbeat => observe(inner, record, lease.as_ref()).await,
                     other => note(inner, record, other),
@@ -349,7 +351,12 @@ fn event(level: &str, message: String) -> Event {
 /// Records what a worker tells of its task.
 fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
     match message {
-        FromWorker::Running { device, .. } => {
+        FromWorker::Running {
+            device,
+            scratch_bytes,
+            ..
+        } => {
+            record.scratch_bytes = record.scratch_bytes.max(Some(scratch_bytes));
             record.state = TaskState::Running;
             record.started_at.get_or_insert_with(now);
             record.message = match &record.device_uuid {

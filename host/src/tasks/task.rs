@@ -161,6 +161,9 @@ pub struct TaskRecord {
     pub policy: Option<Policy>,
     /// Bytes of the lease on each device.
     pub lease_bytes: Option<u64>,
+    /// The most host memory that libraries and staging take beside a session's own, in bytes.
+    #[serde(default)]
+    pub scratch_bytes: Option<u64>,
     /// 1 (first) to 10.
     pub priority: u8,
     /// The user's note.

@@ -42,6 +42,8 @@ pub enum FromWorker {
         device: String,
         /// Memory taken there by all sessions of the lease, in bytes.
         bytes: u64,
+        /// The most host memory that libraries and staging take beside the session's own.
+        scratch_bytes: u64,
     },
     /// How much is done, 0 to 1.
     Progress {

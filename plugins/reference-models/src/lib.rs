@@ -46,6 +46,8 @@ struct Settings {
     size: u32,
     classes: u32,
     steps: usize,
+    recompute: bool,
+    precision: String,
 }
 
 impl Settings {
@@ -61,6 +63,8 @@ impl Settings {
             size: number("size")?,
             classes: number("classes")?,
             steps: number("steps")? as usize,
+            recompute: parameters.boolean("recompute")?,
+            precision: parameters.text("precision")?.to_owned(),
         })
     }
 
@@ -95,6 +99,7 @@ impl Settings {
             Mode::Evaluate
         };
         let graph = Graph::new(mode, 0);
+        graph.recompute_blocks(self.recompute);
         let batch: Vec<u32> = std::iter::once(0).chain(self.sample()).collect();
         let text = self.model == GPT2;
         let element = if text { Dtype::Int64 } else { Dtype::Float32 };
@@ -151,7 +156,8 @@ impl Settings {
 fn run(kind: &str) -> Result<()> {
     let settings = Settings::read(kind)?;
     let graph = settings.graph()?;
-    let plan = Plan::create(graph.builder(), settings.batch, &[])?;
+    let options = [("precision".to_owned(), settings.precision.clone())];
+    let plan = Plan::create(graph.builder(), settings.batch, &options)?;
     let lease = lease(&[&plan])?;
     let session = Session::open(&[&plan], &lease)?;
     session.learning_rate(1e-4, "constant", &[])?;
@@ -204,6 +210,13 @@ impl Guest for Reference {
             number("size", 224, "Height and width of images, pixels"),
             number("classes", 37, "Classes"),
             number("steps", 7, "Steps that are timed"),
+            Property::boolean("recompute", false, "Whether blocks are computed again"),
+            Property::choice(
+                "precision",
+                "float32",
+                &["float32", "bfloat16"],
+                "How activations are stored",
+            ),
         ]);
         json!({
             "name": "reference-models",

@@ -1,6 +1,6 @@
 //! The graph under construction and handles of its values.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 use std::rc::Rc;
 
@@ -23,6 +23,7 @@ struct Inner {
     mode: Mode,
     seed: u64,
     parameters: RefCell<Vec<(String, u32)>>,
+    recompute: Cell<bool>,
 }
 
 /// A graph under construction. Graphs of one session share parameters by name, so the graph to
@@ -39,6 +40,7 @@ impl Graph {
             mode,
             seed,
             parameters: RefCell::default(),
+            recompute: Cell::new(false),
         }))
     }
 
@@ -101,6 +103,25 @@ impl Graph {
             .iter()
             .map(|(name, id)| (name.clone(), self.tensor(*id)));
         named.collect()
+    }
+
+    /// Whether the blocks to come (see [`Graph::block`]) are computed again for their gradients
+    /// instead of being kept: less memory, more time, the same results.
+    pub fn recompute_blocks(&self, recompute: bool) {
+        self.0.recompute.set(recompute);
+    }
+
+    /// Builds a block of a model: the piece that is computed again where
+    /// [`Graph::recompute_blocks`] says so. A block within a block is a part of it.
+    pub fn block<T>(&self, build: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !self.0.recompute.replace(false) {
+            return build();
+        }
+        self.0.builder.begin_recompute()?;
+        let built = build()?;
+        self.0.builder.end_recompute()?;
+        self.0.recompute.set(true);
+        Ok(built)
     }
 
     /// The gradient of `loss` for every parameter, in the order of [`Graph::parameters`].

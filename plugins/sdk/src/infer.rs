@@ -10,7 +10,7 @@ use crate::host::task;
 use crate::host::types::Dtype;
 use crate::metrics::{ConfusionMatrix, top};
 use crate::parameters::Parameters;
-use crate::pipeline::{Model, Pipeline};
+use crate::pipeline::{Model, Pipeline, plan_options};
 use crate::train::{batch_size, lease};
 
 /// The file of predictions in the task's folder: one JSON object a line.
@@ -172,7 +172,7 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     let labels = dataset.classes();
     let classes = u32::try_from(weights.classes.len()).unwrap_or(u32::MAX);
     let graph = graph(model, &loader.sample_shape()?, classes, !labels.is_empty())?;
-    let plan = Plan::create(graph.builder(), size, &[])?;
+    let plan = Plan::create(graph.builder(), size, &plan_options(parameters)?)?;
     let lease = lease(&[&plan])?;
     let session = Session::open(&[&plan], &lease)?;
     session.load()?;

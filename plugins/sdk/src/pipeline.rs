@@ -224,6 +224,13 @@ impl Pipeline {
                  have others, such as `fc.`",
             ),
             Property::boolean(
+                "recompute",
+                false,
+                "Whether the blocks of the model are computed again for their gradients instead of \
+                 being kept: less memory, more time",
+            ),
+            precision(),
+            Property::boolean(
                 "shuffle",
                 true,
                 "Whether every epoch has an order of its own",
@@ -256,6 +263,7 @@ impl Pipeline {
             Property::integer("top", TOP, "Classes listed with each prediction")
                 .minimum(1)
                 .maximum(1000),
+            precision(),
         ];
         properties.extend(self.input.inference_properties());
         properties
@@ -303,6 +311,22 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// The parameter `precision`.
+fn precision() -> Property {
+    Property::choice(
+        "precision",
+        "float32",
+        &["float32", "bfloat16"],
+        "How activations are stored; bfloat16 takes half the memory",
+    )
+}
+
+/// The options of a plan that the task's parameters ask for.
+pub(crate) fn plan_options(parameters: &Parameters) -> Result<Vec<(String, String)>> {
+    let precision = parameters.text("precision")?;
+    Ok(vec![("precision".to_owned(), precision.to_owned())])
 }
 
 /// Exports a [`Pipeline`] as the plugin of this component.

@@ -14,7 +14,7 @@ use crate::infer::read;
 use crate::input::Input;
 use crate::metrics::ConfusionMatrix;
 use crate::parameters::Parameters;
-use crate::pipeline::{Model, Optimizer, Pipeline};
+use crate::pipeline::{Model, Optimizer, Pipeline, plan_options};
 use crate::schedule::Schedule;
 use crate::scores::Scores;
 
@@ -41,6 +41,8 @@ struct Settings {
     validation_fraction: f64,
     seed: u64,
     shuffle: bool,
+    recompute: bool,
+    plan: Vec<(String, String)>,
     head: String,
     patience: u64,
     min_delta: f64,
@@ -77,6 +79,8 @@ impl Settings {
             validation_fraction: parameters.number("validation_fraction")?,
             seed: parameters.integer("seed")?,
             shuffle: parameters.boolean("shuffle")?,
+            recompute: parameters.boolean("recompute")?,
+            plan: plan_options(parameters)?,
             head: parameters.text("head")?.to_owned(),
             patience: parameters.integer("patience")?,
             min_delta: parameters.number("min_delta")?,
@@ -443,12 +447,13 @@ pub(crate) fn run(pipeline: &Pipeline, parameters: &Parameters) -> Result<()> {
     let validation = input.loader(&validation, settings.batch_size, false)?;
     let shape = training.sample_shape()?;
     let train = Graph::new(Mode::Train, settings.seed);
+    train.recompute_blocks(settings.recompute);
     let loss = classifier(&train, model, &shape, count, settings.label_smoothing)?;
     train.minimize(&loss, &settings.optimizer)?;
     let evaluate = Graph::new(Mode::Evaluate, settings.seed);
     classifier(&evaluate, model, &shape, count, 0.0)?;
-    let train = Plan::create(train.builder(), settings.batch_size, &[])?;
-    let evaluate = Plan::create(evaluate.builder(), settings.batch_size, &[])?;
+    let train = Plan::create(train.builder(), settings.batch_size, &settings.plan)?;
+    let evaluate = Plan::create(evaluate.builder(), settings.batch_size, &settings.plan)?;
 
     let plans = [&train, &evaluate];
     let lease = lease(&plans)?;

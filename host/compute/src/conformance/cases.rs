@@ -48,11 +48,11 @@ impl Case {
     }
 
     /// A number from `low` up to `high`.
-    fn number(&mut self, low: usize, high: usize) -> usize {
+    pub(super) fn number(&mut self, low: usize, high: usize) -> usize {
         low + (self.unit() * (high - low + 1) as f64) as usize
     }
 
-    fn flag(&mut self) -> bool {
+    pub(super) fn flag(&mut self) -> bool {
         self.number(0, 1) == 1
     }
 
@@ -101,7 +101,7 @@ impl Case {
     }
 
     /// The same with the batch first.
-    fn batched(&mut self, rest: &[usize]) -> Result<Value, Error> {
+    pub(super) fn batched(&mut self, rest: &[usize]) -> Result<Value, Error> {
         self.floats(&with_batch(rest), -2.0, 2.0)
     }
 

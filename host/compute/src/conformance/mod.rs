@@ -12,6 +12,7 @@
 mod cases;
 #[path = "../../tests/emulator/mod.rs"]
 mod emulator;
+mod plans;
 mod programs;
 mod reference;
 
@@ -25,20 +26,20 @@ use self::reference::{Array, State};
 use crate::backend::Backend;
 use crate::builder::Builder;
 use crate::cpu::CpuBackend;
-use crate::cuda::{CudaBackend, Options};
+use crate::cuda::{self, CudaBackend};
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Graph, Value};
 use crate::ops::{NAMES, Op};
-use crate::plan::Plan;
+use crate::plan::{Options, Plan, Precision};
 use crate::schedule::{Schedule, ScheduleKind};
-use crate::shape::Dim;
+use crate::shape::{Dim, Shape};
 use crate::tensor::HostTensor;
 
 const ONE_GPU: &str = "[[gpu]]\nprofile = \"h100\"\n";
 
 fn gpu() -> CudaBackend {
-    CudaBackend::new(&emulator::uuid(), "cuda:0", Options::default()).unwrap()
+    CudaBackend::new(&emulator::uuid(), "cuda:0", cuda::Options::default()).unwrap()
 }
 
 const RATE: f64 = 0.05;
@@ -108,7 +109,16 @@ impl Built {
 type Results = Vec<(String, HostTensor)>;
 
 fn on(backend: &dyn Backend, built: &Built) -> Results {
-    let plan = Plan::new(&built.graph, built.case.batch as u32).unwrap();
+    on_with(backend, built, Precision::Float32)
+}
+
+fn plan(built: &Built, precision: Precision) -> Plan {
+    let options = Options { precision };
+    Plan::with(&built.graph, built.case.batch as u32, options).unwrap()
+}
+
+fn on_with(backend: &dyn Backend, built: &Built, precision: Precision) -> Results {
+    let plan = plan(built, precision);
     let steps = if plan.trains() { STEPS } else { 1 };
     let names: Vec<String> = plan
         .outputs()
@@ -314,6 +324,8 @@ fn every_operator_of_the_contract_has_a_row_and_a_text() {
         "buffer",
         "constant",
         "gradients",
+        "begin-recompute",
+        "end-recompute",
         "output",
         "shape",
         "element",
@@ -345,8 +357,27 @@ fn on_gpus() -> impl Iterator<Item = Built> {
 
 /// The plans of these graphs, and those of programs.
 pub(crate) fn plans_on_gpus() -> impl Iterator<Item = Plan> {
-    let plan = |built: Built| Plan::new(&built.graph, built.case.batch as u32).unwrap();
-    on_gpus().map(plan).chain(programs::plans())
+    let stored = [Precision::Float32, Precision::Bfloat16];
+    let plans = on_gpus().flat_map(move |built| stored.map(|precision| plan(&built, precision)));
+    plans.chain(programs::plans())
+}
+
+#[test]
+fn operators_stored_as_bfloat16_agree_on_the_cpu_and_cuda() {
+    let test = "conformance::operators_stored_as_bfloat16_agree_on_the_cpu_and_cuda";
+    emulator::emulated(test, &["forward"], ONE_GPU, || {
+        let (gpu, cpu) = (gpu(), CpuBackend::new(1).unwrap());
+        for built in on_gpus() {
+            let exact = on(&cpu, &built);
+            let results = [&gpu as &dyn Backend, &cpu]
+                .map(|backend| on_with(backend, &built, Precision::Bfloat16));
+            for ((gpu, cpu), exact) in results[0].iter().zip(&results[1]).zip(&exact) {
+                assert_eq!(exact.1.dtype(), gpu.1.dtype(), "{} {}", built.name, exact.0);
+                let error = error(&Array::of(&gpu.1), &Array::of(&cpu.1));
+                assert!(error < 2e-2, "{} {}: {error:e}", built.name, exact.0);
+            }
+        }
+    });
 }
 
 #[test]

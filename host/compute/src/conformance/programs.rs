@@ -11,7 +11,7 @@ use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Graph, Value};
 use crate::ops::Op;
-use crate::plan::Plan;
+use crate::plan::{Options, Plan};
 use crate::random::unit;
 use crate::shape::Dim;
 use crate::tensor::HostTensor;
@@ -271,7 +271,7 @@ fn every_instruction_is_within_some_program() {
 #[test]
 fn programs_give_the_bits_of_their_operators() {
     for graph in graphs() {
-        let alone = Plan::scheduled(graph.clone(), BATCH as u32).unwrap();
+        let alone = Plan::scheduled(graph.clone(), BATCH as u32, Options::default()).unwrap();
         let backend = CpuBackend::new(2).unwrap();
         let (together, alone) = (run(&backend, plan(&graph)), run(&backend, alone));
         assert!(together == alone, "{}", plan(&graph).describe());
@@ -284,7 +284,7 @@ fn programs_give_what_their_operators_give_on_cuda() {
     emulator::emulated(test, &["forward", "7"], ONE_GPU, || {
         let (gpu, cpu) = (gpu(), CpuBackend::new(1).unwrap());
         for graph in graphs() {
-            let alone = Plan::scheduled(graph.clone(), BATCH as u32).unwrap();
+            let alone = Plan::scheduled(graph.clone(), BATCH as u32, Options::default()).unwrap();
             let (got, expected) = (run(&gpu, plan(&graph)), run(&cpu, alone));
             for (got, expected) in got.iter().zip(&expected) {
                 let (Some(got), Some(expected)) = (got.to_f32(), expected.to_f32()) else {

@@ -128,8 +128,8 @@ pub(crate) fn run(
         };
         values.push(value);
     }
-    for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| needed[*i]) {
-        update(graph, Value(i as u32), node, &values, state);
+    for i in (0..graph.nodes.len()).filter(|&i| needed[i]) {
+        update(graph, Value(i as u32), batch, &values, state);
     }
     values
 }
@@ -141,7 +141,8 @@ fn variable(graph: &Graph, value: Value) -> Option<&str> {
     }
 }
 
-fn update(graph: &Graph, at: Value, node: &Node, values: &[Array], state: &mut State) {
+fn update(graph: &Graph, at: Value, batch: usize, values: &[Array], state: &mut State) {
+    let node = graph.node(at);
     let operand = |state: &State, i: usize| match variable(graph, node.inputs[i]) {
         Some(name) => state.variables[name].clone(),
         None => values[node.inputs[i].index()].clone(),
@@ -154,10 +155,9 @@ fn update(graph: &Graph, at: Value, node: &Node, values: &[Array], state: &mut S
         Array::from(&a.shape, |i| f(a.at(i), b.at(i)))
     };
     match &node.op {
-        Op::UpdateRunning { momentum } => {
+        Op::UpdateRunning { momentum, count } => {
             let statistics = operand(state, 2);
-            let x = operand(state, 3);
-            let count = (x.data.len() / x.shape[1]) as f64;
+            let count = count.at(batch as u64) as f64;
             for (i, row, factor) in [(0, 0, 1.0), (1, 2, count / (count - 1.0).max(1.0))] {
                 let old = operand(state, i);
                 let new = Array::from(&old.shape, |c| {

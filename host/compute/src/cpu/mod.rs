@@ -21,6 +21,7 @@ mod loss;
 mod math;
 mod matmul;
 mod movement;
+mod narrow;
 mod norm;
 mod optimizer;
 mod pool;
@@ -28,7 +29,7 @@ mod random;
 mod reduce;
 mod resample;
 mod run;
-mod session;
+pub(crate) mod session;
 mod signal;
 mod softmax;
 mod tile;
@@ -39,6 +40,10 @@ use crate::backend::{Backend, Session};
 use crate::error::Error;
 use crate::plan::{Plan, peak_bytes_of};
 use session::CpuSession;
+
+/// The most bytes that a thread takes beside a session's own for packed matrices, tables of
+/// transforms and sums of its own.
+pub const SCRATCH_BYTES: u64 = 16 << 20;
 
 /// The processor.
 #[derive(Debug)]

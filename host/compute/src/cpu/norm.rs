@@ -249,7 +249,7 @@ pub(crate) fn update_running(
     mean: &mut [f32],
     variance: &mut [f32],
     statistics: &[f32],
-    count: usize,
+    count: u64,
 ) {
     let channels = mean.len();
     let unbiased = count as f64 / (count.max(2) - 1) as f64;

@@ -5,7 +5,7 @@ use bytemuck::Pod;
 use super::chunks::Workers;
 use super::session::{Line, Opened};
 use super::{
-    attention, conv, elementwise, fused, index, layer_norm, loss, matmul, movement, norm,
+    attention, conv, elementwise, fused, index, layer_norm, loss, matmul, movement, narrow, norm,
     optimizer, pool, random, reduce, resample, signal, softmax,
 };
 use crate::dtype::DType;
@@ -17,6 +17,7 @@ use crate::ops::fused::Program;
 use crate::ops::geometry::Geometry;
 use crate::ops::optimizer::Optimizer;
 use crate::passes::memory::ALIGNMENT;
+use crate::passes::precision::{Conversion, conversion, only_moves};
 use crate::plan::Place;
 
 /// One run of a plan.
@@ -84,11 +85,17 @@ struct Operands<'a> {
     variables: &'a [Vec<f32>],
     arena: Around<'a>,
     kept: Around<'a>,
+    /// Operands that are not read as they are stored.
+    converted: Vec<(Value, &'a [f32])>,
 }
 
 impl<'a> Operands<'a> {
     /// The elements of a value.
     fn get<T: Pod>(&self, value: Value) -> &'a [T] {
+        let converted = self.converted.iter().find(|(own, _)| *own == value);
+        if let Some((_, elements)) = converted {
+            return bytemuck::cast_slice(elements);
+        }
         let plan = &self.opened.plan;
         let bytes = plan.bytes(value, self.batch as u64).unwrap_or(0) as usize;
         let bytes: &[u8] = match plan.places[value.index()] {
@@ -122,10 +129,15 @@ impl<'a> Operands<'a> {
         if self.is_result(value) {
             return fused::Elements::Own;
         }
-        match self.node(value).dtype {
+        match self.dtype(value) {
             DType::F32 => fused::Elements::Floats(self.get(value)),
             _ => fused::Elements::Bytes(self.get(value)),
         }
+    }
+
+    /// The type of a value's elements as kernels see them.
+    fn dtype(&self, value: Value) -> DType {
+        computed(self.node(value).dtype)
     }
 
     fn node(&self, value: Value) -> &'a Node {
@@ -134,6 +146,22 @@ impl<'a> Operands<'a> {
 
     fn shape(&self, value: Value) -> Vec<usize> {
         self.node(value).shape.at(self.batch)
+    }
+}
+
+/// Elements from the start of a workspace, each part of which begins at a multiple of 16.
+fn take<'a>(workspace: &mut &'a mut [f32], count: usize) -> &'a mut [f32] {
+    let all = std::mem::take(workspace);
+    let (own, rest) = all.split_at_mut(count.next_multiple_of(16));
+    *workspace = rest;
+    &mut own[..count]
+}
+
+/// What elements are computed as.
+fn computed(stored: DType) -> DType {
+    match stored {
+        DType::BF16 => DType::F32,
+        other => other,
     }
 }
 
@@ -156,22 +184,52 @@ impl Run<'_> {
             }
             Place::Nowhere | Place::Variable(_) | Place::Constant(_) => return Ok(()),
         };
-        let operands = Operands {
+        let mut operands = Operands {
             opened: self.opened,
             result: place,
             batch: self.batch,
             variables: self.variables,
             arena,
             kept,
+            converted: Vec::new(),
         };
-        let out = &mut bytemuck::cast_slice_mut(out)[..bytes as usize];
+        let stored = &mut bytemuck::cast_slice_mut(out)[..bytes as usize];
         let workers = self.workers;
+        if node.dtype == DType::BF16 && only_moves(&plan.graph, node) {
+            let out = bytemuck::cast_slice_mut(stored);
+            return moving_kernel::<u16>(workers, node, &operands, out).map(|_| ());
+        }
+        // Operands as kernels take them, the result as they give it, and what is left.
+        let mut workspace = &mut *self.workspace;
+        for (i, &x) in node.inputs.iter().enumerate() {
+            if let Some(conversion) = conversion(&plan.graph, node, i, plan.precision) {
+                let count = operands.shape(x).iter().product();
+                let own = take(&mut workspace, count);
+                match conversion {
+                    Conversion::Widen => narrow::widen(workers, operands.get(x), own),
+                    Conversion::Round => narrow::round(workers, operands.get(x), own),
+                }
+                operands.converted.push((x, own));
+            }
+        }
+        let (out, stored): (&mut [u8], _) = match node.dtype {
+            DType::BF16 => {
+                let wide = take(&mut workspace, stored.len() / 2);
+                (bytemuck::cast_slice_mut(wide), Some(stored))
+            }
+            _ => (stored, None),
+        };
+        let dtype = computed(node.dtype);
         let own = Program::of(&plan.graph, node);
         if let Some(machine) = operands.machine(node, own.as_ref()) {
-            if node.dtype == DType::F32 {
+            if dtype == DType::F32 {
                 fused::floats(workers, &machine, bytemuck::cast_slice_mut(out));
             } else {
                 fused::truths(workers, &machine, out);
+            }
+            if let Some(stored) = stored {
+                let out = bytemuck::cast_slice(out);
+                narrow::narrow(workers, out, bytemuck::cast_slice_mut(stored));
             }
             return Ok(());
         }
@@ -184,27 +242,29 @@ impl Run<'_> {
                 machine.run(first, part);
             }
         };
-        let moved = match node.dtype.size_bytes() {
+        let moved = match dtype.size_bytes() {
             4 => moving_kernel::<f32>(workers, node, &operands, bytemuck::cast_slice_mut(out))?,
             8 => moving_kernel::<i64>(workers, node, &operands, bytemuck::cast_slice_mut(out))?,
             _ => moving_kernel::<u8>(workers, node, &operands, out)?,
         };
-        match node.dtype {
-            _ if moved => Ok(()),
+        match dtype {
+            _ if moved => {}
             DType::F32 => float_kernel(
                 (workers, self.step),
                 node,
                 &operands,
                 bytemuck::cast_slice_mut(out),
-                self.workspace,
+                workspace,
                 self.transforms,
                 &finish,
-            ),
-            _ => {
-                other_kernel(workers, node, &operands, out);
-                Ok(())
-            }
+            )?,
+            _ => other_kernel(workers, node, &operands, out),
         }
+        if let Some(stored) = stored {
+            let out = bytemuck::cast_slice(out);
+            narrow::narrow(workers, out, bytemuck::cast_slice_mut(stored));
+        }
+        Ok(())
     }
 
     /// The elements of a value, which may be in the memory about to be changed.
@@ -216,6 +276,7 @@ impl Run<'_> {
             variables: self.variables,
             arena: Around::nothing(self.arena),
             kept: Around::nothing(self.kept),
+            converted: Vec::new(),
         };
         operands.get(value).to_vec()
     }
@@ -250,6 +311,7 @@ impl Run<'_> {
             variables: self.variables,
             arena: Around::nothing(self.arena),
             kept: Around::nothing(self.kept),
+            converted: Vec::new(),
         };
         let gradient = copied.as_deref().unwrap_or_else(|| operands.get(gradient));
         optimizer::update(
@@ -267,16 +329,14 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn update_running(&mut self, momentum: f64, node: &Node) {
-        let &[mean, variance, statistics, x] = &*node.inputs else {
+    pub(super) fn update_running(&mut self, momentum: f64, count: u64, node: &Node) {
+        let &[mean, variance, statistics] = &*node.inputs else {
             return;
         };
         let (Some(mean), Some(variance)) = (self.variable(mean), self.variable(variance)) else {
             return;
         };
         let statistics = self.copy(statistics);
-        let shape = self.opened.plan.graph.node(x).shape.at(self.batch);
-        let count = shape.iter().product::<usize>() / shape[1];
         let mut means = std::mem::take(&mut self.variables[mean]);
         norm::update_running(
             momentum,
@@ -298,6 +358,12 @@ trait Element: Pod + Send + Sync {
 impl Element for f32 {
     fn of(number: f64) -> Self {
         number as Self
+    }
+}
+
+impl Element for u16 {
+    fn of(number: f64) -> Self {
+        narrow::narrowed(number as f32)
     }
 }
 
@@ -572,7 +638,7 @@ fn last(shape: &[usize]) -> usize {
 fn other_kernel(workers: Workers<'_>, node: &Node, operands: &Operands<'_>, out: &mut [u8]) {
     let x = &node.inputs;
     let own = node.shape.at(operands.batch);
-    let from = x.first().map_or(node.dtype, |&v| operands.node(v).dtype);
+    let from = x.first().map_or(node.dtype, |&v| operands.dtype(v));
     match (&node.op, node.dtype) {
         (Op::Compare(kind), _) => {
             let (a, b) = (operands.shape(x[0]), operands.shape(x[1]));

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::SCRATCH_BYTES;
 use super::chunks::Workers;
 use super::run::Run;
 use super::signal;
@@ -24,8 +25,9 @@ use crate::tensor::HostTensor;
 #[repr(C, align(64))]
 pub(super) struct Line([u8; ALIGNMENT as usize]);
 
+/// Memory that the system has not to find before it is written.
 fn lines(bytes: u64) -> Vec<Line> {
-    vec![Line::zeroed(); bytes.div_ceil(ALIGNMENT) as usize]
+    bytemuck::zeroed_vec(bytes.div_ceil(ALIGNMENT) as usize)
 }
 
 /// The wish to end of work that is not to be cut short.
@@ -41,7 +43,7 @@ pub(super) struct Opened {
     prepared: Option<u64>,
 }
 
-pub(super) struct CpuSession {
+pub(crate) struct CpuSession {
     pool: Option<Arc<rayon::ThreadPool>>,
     plans: Vec<Opened>,
     variables: Variables,
@@ -58,10 +60,40 @@ pub(super) struct CpuSession {
     steps: u64,
     /// The plan whose results the arena holds, and their batch.
     last: Option<(usize, usize)>,
+    /// Whether buffers are filled with [`POISON`] while no step needs them.
+    #[cfg(test)]
+    pub(crate) poison: bool,
+}
+
+/// The byte that fills dead buffers: floats of it are not-a-number.
+#[cfg(test)]
+const POISON: u8 = 0xff;
+
+/// Fills what no step after a value's needs of the arena.
+#[cfg(test)]
+fn poison(plan: &Plan, value: Value, arena: &mut [Line]) {
+    let number = plan.all_steps().position(|step| step == value);
+    // Inputs are written between the prologue and the steps.
+    let time = number.map_or(0, |n| n + 1 + usize::from(n >= plan.prologue.len()));
+    let mut needed = vec![false; arena.len()];
+    for (value, life) in &plan.buffers {
+        if let Place::Arena(offset) = plan.places[value.index()]
+            && life.first <= time
+            && life.last > time
+        {
+            let (first, end) = (
+                offset / ALIGNMENT,
+                (offset + life.bytes).div_ceil(ALIGNMENT),
+            );
+            needed[first as usize..end as usize].fill(true);
+        }
+    }
+    let dead = arena.iter_mut().zip(needed).filter(|(_, needed)| !needed);
+    dead.for_each(|(line, _)| line.0.fill(POISON));
 }
 
 impl CpuSession {
-    pub(super) fn new(
+    pub(crate) fn new(
         plans: Vec<Plan>,
         pool: Option<Arc<rayon::ThreadPool>>,
     ) -> Result<Self, Error> {
@@ -69,7 +101,7 @@ impl CpuSession {
         let mut session = Self {
             pool,
             arena: lines(largest(|plan| plan.arena_bytes)),
-            workspace: vec![0.0; (largest(|plan| plan.workspace_bytes) / 4) as usize],
+            workspace: bytemuck::zeroed_vec((largest(|plan| plan.workspace_bytes) / 4) as usize),
             kept: plans.iter().map(|plan| lines(plan.kept_bytes)).collect(),
             changes: 0,
             plans: Vec::new(),
@@ -80,6 +112,8 @@ impl CpuSession {
             schedule: Schedule::new(1e-3, 0, ScheduleKind::Constant)?,
             steps: 0,
             last: None,
+            #[cfg(test)]
+            poison: false,
         };
         for number in 0..session.variables.infos.len() {
             session.values.push(session.variables.initial(number)?);
@@ -213,13 +247,19 @@ impl CpuSession {
             }
             match &node.op {
                 Op::Optimize(rule) => run.optimize(rule, node, rate),
-                Op::UpdateRunning { momentum } => run.update_running(*momentum, node),
+                Op::UpdateRunning { momentum, count } => {
+                    run.update_running(*momentum, count.at(batch as u64), node);
+                }
                 _ => run
                     .compute(value, node)
                     .map_err(|error| error.at(node.origin))?,
             }
             if run.workers.cancelled() {
                 return Err(Error::new("task.cancelled", "the task is cancelled"));
+            }
+            #[cfg(test)]
+            if self.poison {
+                poison(&opened.plan, value, run.arena);
             }
         }
         Ok(())
@@ -301,5 +341,13 @@ impl Session for CpuSession {
             + floats(&self.workspace)
             + self.values.iter().map(floats).sum::<u64>()
             + constants.map(lines).sum::<u64>()
+    }
+
+    fn scratch_bytes(&self) -> u64 {
+        let threads = self
+            .pool
+            .as_ref()
+            .map_or(1, |pool| pool.current_num_threads());
+        threads as u64 * SCRATCH_BYTES
     }
 }

@@ -58,8 +58,34 @@ pub(super) struct Shape {
     /// a is stored `[k, m]`, b `[n, k]`.
     pub(super) transpose_a: bool,
     pub(super) transpose_b: bool,
-    /// Whether a bias is added.
+    /// Whether a bias is added, of the result's type.
     pub(super) bias: bool,
+    /// Of a and b.
+    pub(super) operands: Element,
+    pub(super) result: Element,
+}
+
+/// The type of a matrix's elements; products are added up in float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Element {
+    Float32,
+    Bfloat16,
+}
+
+impl Element {
+    pub(super) fn bytes(self) -> u64 {
+        match self {
+            Self::Float32 => 4,
+            Self::Bfloat16 => 2,
+        }
+    }
+
+    fn kind(self) -> sys::cudaDataType_t {
+        match self {
+            Self::Float32 => sys::cudaDataType_t::CUDA_R_32F,
+            Self::Bfloat16 => sys::cudaDataType_t::CUDA_R_16BF,
+        }
+    }
 }
 
 /// Where a product's matrices are.
@@ -81,9 +107,14 @@ struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
     /// Columns of a row-major matrix are cuBLASLt's rows.
-    fn new(rows: u64, columns: u64, batch: u64, stride: u64) -> Result<Self, Error> {
+    fn new(
+        element: Element,
+        (rows, columns): (u64, u64),
+        batch: u64,
+        stride: u64,
+    ) -> Result<Self, Error> {
         let doing = |e| failed("describing a matrix", e);
-        let kind = sys::cudaDataType_t::CUDA_R_32F;
+        let kind = element.kind();
         let layout = result::create_matrix_layout(kind, columns, rows, columns as i64);
         let layout = Self(layout.map_err(doing)?);
         use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
@@ -202,9 +233,9 @@ impl Product {
         let Shape { m, n, k, batch, .. } = shape;
         let a = if shape.transpose_a { (k, m) } else { (m, k) };
         let b = if shape.transpose_b { (n, k) } else { (k, n) };
-        let a = Layout::new(a.0, a.1, batch, shape.stride_a)?;
-        let b = Layout::new(b.0, b.1, batch, shape.stride_b)?;
-        let out = Layout::new(m, n, batch, m * n)?;
+        let a = Layout::new(shape.operands, a, batch, shape.stride_a)?;
+        let b = Layout::new(shape.operands, b, batch, shape.stride_b)?;
+        let out = Layout::new(shape.result, (m, n), batch, m * n)?;
         let preference = Preference(result::create_matmul_pref().map_err(doing)?);
         // The library takes addresses for multiples of 256 bytes unless told.
         use sys::cublasLtMatmulPreferenceAttributes_t as Wish;
@@ -212,26 +243,26 @@ impl Product {
             (
                 Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
                 operands.b,
-                shape.stride_b,
+                shape.stride_b * shape.operands.bytes(),
             ),
             (
                 Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                 operands.a,
-                shape.stride_a,
+                shape.stride_a * shape.operands.bytes(),
             ),
             (
                 Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
                 operands.out,
-                m * n,
+                m * n * shape.result.bytes(),
             ),
             (
                 Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
                 operands.out,
-                m * n,
+                m * n * shape.result.bytes(),
             ),
         ];
         for (wish, address, stride) in alignments {
-            let stride = if batch > 1 { stride * 4 } else { 0 };
+            let stride = if batch > 1 { stride } else { 0 };
             let bytes = alignment(address, stride);
             // SAFETY: the preference lives, and the value is a number of 32 bits.
             unsafe {

@@ -98,6 +98,7 @@ fn described(c: &Conv2d, g: &Geometry, direction: Direction) -> dnn::Shape {
         stride: pair(c.stride),
         dilation: pair(c.dilation),
         groups: c.groups as i32,
+        bfloat16: false,
     }
 }
 
@@ -122,7 +123,8 @@ impl Lowering<'_> {
         self.convolve(Convolution {
             shape: described(c, &g, Direction::Forward),
             operands: Operands { x, weight, y },
-            after,
+            before: Vec::new(),
+            after: after.into_iter().collect(),
             own: vec![own],
         });
         Ok(())
@@ -147,7 +149,8 @@ impl Lowering<'_> {
         self.convolve(Convolution {
             shape: described(c, &g, Direction::Input),
             operands: Operands { x, weight, y },
-            after: None,
+            before: Vec::new(),
+            after: Vec::new(),
             own: vec![own],
         });
         Ok(())
@@ -195,7 +198,8 @@ impl Lowering<'_> {
                 weight: dweight,
                 y: dy,
             },
-            after: None,
+            before: Vec::new(),
+            after: Vec::new(),
             own,
         });
         Ok(())

@@ -83,6 +83,18 @@ pub(super) struct Shape {
     pub(super) stride: [i32; 2],
     pub(super) dilation: [i32; 2],
     pub(super) groups: i32,
+    /// Whether all three are bfloat16, added up in float32.
+    pub(super) bfloat16: bool,
+}
+
+impl Shape {
+    fn element(&self) -> sys::cudnnDataType_t {
+        if self.bfloat16 {
+            sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16
+        } else {
+            sys::cudnnDataType_t::CUDNN_DATA_FLOAT
+        }
+    }
 }
 
 /// Where x, weight and y, or their gradients, are.
@@ -110,7 +122,7 @@ struct Performance {
 struct Tensor(sys::cudnnTensorDescriptor_t);
 
 impl Tensor {
-    fn new([n, c, h, w]: [i32; 4]) -> Result<Self, Error> {
+    fn new([n, c, h, w]: [i32; 4], element: sys::cudnnDataType_t) -> Result<Self, Error> {
         let doing = "describing a tensor";
         let mut raw = std::ptr::null_mut();
         // SAFETY: a place for a description.
@@ -119,10 +131,9 @@ impl Tensor {
         })?;
         let tensor = Self(raw);
         let format = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
-        let float = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
         // SAFETY: the description was just made.
         check(doing, unsafe {
-            sys::cudnnSetTensor4dDescriptor(raw, format, float, n, c, h, w)
+            sys::cudnnSetTensor4dDescriptor(raw, format, element, n, c, h, w)
         })?;
         Ok(tensor)
     }
@@ -138,7 +149,7 @@ impl Drop for Tensor {
 struct Filter(sys::cudnnFilterDescriptor_t);
 
 impl Filter {
-    fn new([k, c, h, w]: [i32; 4]) -> Result<Self, Error> {
+    fn new([k, c, h, w]: [i32; 4], element: sys::cudnnDataType_t) -> Result<Self, Error> {
         let doing = "describing a filter";
         let mut raw = std::ptr::null_mut();
         // SAFETY: a place for a description.
@@ -147,10 +158,9 @@ impl Filter {
         })?;
         let filter = Self(raw);
         let format = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
-        let float = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
         // SAFETY: the description was just made.
         check(doing, unsafe {
-            sys::cudnnSetFilter4dDescriptor(raw, float, format, k, c, h, w)
+            sys::cudnnSetFilter4dDescriptor(raw, element, format, k, c, h, w)
         })?;
         Ok(filter)
     }
@@ -178,7 +188,7 @@ impl Description {
         let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         let float = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
         // The default may use TF32.
-        let math = if tf32 {
+        let math = if tf32 || shape.bfloat16 {
             sys::cudnnMathType_t::CUDNN_DEFAULT_MATH
         } else {
             sys::cudnnMathType_t::CUDNN_FMA_MATH
@@ -266,9 +276,9 @@ impl Convolution {
         tf32: bool,
     ) -> Result<Self, Error> {
         let (x, weight, y) = (
-            Tensor::new(shape.x)?,
-            Filter::new(shape.weight)?,
-            Tensor::new(shape.y)?,
+            Tensor::new(shape.x, shape.element())?,
+            Filter::new(shape.weight, shape.element())?,
+            Tensor::new(shape.y, shape.element())?,
         );
         let description = Description::new(shape, tf32)?;
         let empty = Performance {

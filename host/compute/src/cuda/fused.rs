@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::lower::{Lowering, binary, unary};
+use super::narrow::computed;
 use super::program::{Launch, Strided};
 use crate::dtype::DType;
 use crate::graph::Node;
@@ -107,7 +108,7 @@ impl Lowering<'_> {
         steps.truth = u32::from(node.dtype == DType::Bool);
         for (i, (source, &address)) in program.sources.iter().zip(x).enumerate() {
             let shape = source.shape.at(self.batch());
-            let dtype = self.node(node.inputs[i]).dtype;
+            let dtype = computed(self.node(node.inputs[i]).dtype);
             steps.source[i] = Read {
                 address: address + source.offset * dtype.size_bytes() as u64,
                 bytes: u32::from(dtype != DType::F32),

@@ -7,9 +7,10 @@ use super::driver::{Context, Function, Module};
 use crate::error::Error;
 
 /// PTX for compute capability 7.5, which newer GPUs run too, by the stem of the source.
-const PTX: [(&str, &str); 16] = [
+const PTX: [(&str, &str); 17] = [
     ("attention", include_str!("kernels/ptx/attention.ptx")),
     ("conv", include_str!("kernels/ptx/conv.ptx")),
+    ("convert", include_str!("kernels/ptx/convert.ptx")),
     ("elementwise", include_str!("kernels/ptx/elementwise.ptx")),
     ("fused", include_str!("kernels/ptx/fused.ptx")),
     ("index", include_str!("kernels/ptx/index.ptx")),

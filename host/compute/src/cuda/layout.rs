@@ -35,6 +35,7 @@ pub(super) struct Layout {
     pub(super) workspace_bytes: u64,
     /// Of cuBLASLt and cuDNN.
     pub(super) library: u64,
+    pub(super) library_bytes: u64,
     pub(super) staging: [u64; SLOTS],
     pub(super) staging_bytes: u64,
     /// All of it, as the driver gives it.
@@ -133,11 +134,12 @@ impl Layout {
             }
         }
         let workspace = cursor.take(workspace_bytes);
-        let library = cursor.take(if uses_libraries {
+        let library_bytes = if uses_libraries {
             LIBRARY_WORKSPACE_BYTES
         } else {
             0
-        });
+        };
+        let library = cursor.take(library_bytes);
         let staging = std::array::from_fn(|_| cursor.take(staging_bytes));
         Ok(Self {
             variables,
@@ -149,6 +151,7 @@ impl Layout {
             workspace,
             workspace_bytes,
             library,
+            library_bytes,
             staging,
             staging_bytes,
             total_bytes: cursor.0.max(1).next_multiple_of(GRANULE),

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::blas;
+use super::narrow::{Converted, computed};
 use super::program::{Command, Convolution, Launch, Pair, Strided};
 use super::signal::{self, Epilogue};
 use crate::dtype::DType;
@@ -13,7 +14,7 @@ use crate::ops::Op;
 use crate::ops::elementwise::{Binary, Unary};
 use crate::ops::reduce::Reduction;
 use crate::ops::signal::Stft;
-use crate::plan::{Place, Plan};
+use crate::plan::{Place, Plan, Precision};
 use crate::walk::{Walk, broadcast, strides};
 
 /// Tensors of more elements are refused: kernels index with 32 bits.
@@ -102,6 +103,7 @@ pub(super) fn lower(
         capacity: capacity.unwrap_or(u64::MAX),
         commands: Vec::new(),
         used: 0,
+        reserved: 0,
     };
     for (variable, shape) in &plan.variables {
         limit(shape.elements(1)?)
@@ -150,8 +152,10 @@ pub(super) struct Lowering<'a> {
     batch: usize,
     pub(super) at: &'a Addresses,
     capacity: u64,
-    commands: Vec<Command>,
+    pub(super) commands: Vec<Command>,
     used: u64,
+    /// Bytes at the workspace's start that hold what a step converts.
+    reserved: u64,
 }
 
 impl<'a> Lowering<'a> {
@@ -179,20 +183,33 @@ impl<'a> Lowering<'a> {
         self.batch
     }
 
-    fn address(&self, value: Value) -> u64 {
+    pub(super) fn address(&self, value: Value) -> u64 {
         self.at.of(self.plan, value)
     }
 
     /// The workspace, of at least so many bytes.
     pub(super) fn workspace(&mut self, bytes: u64) -> u64 {
-        self.used = self.used.max(bytes.next_multiple_of(256));
-        self.at.workspace
+        let end = self.reserved.saturating_add(bytes.next_multiple_of(256));
+        self.used = self.used.max(end);
+        self.at.workspace + self.reserved
+    }
+
+    /// Bytes of the workspace that the step keeps to its end.
+    pub(super) fn reserve(&mut self, bytes: u64) -> u64 {
+        let at = self.workspace(bytes);
+        self.reserved = self.reserved.saturating_add(bytes.next_multiple_of(256));
+        at
+    }
+
+    pub(super) fn precision(&self) -> Precision {
+        self.plan.precision
     }
 
     /// How many parts a sum of `count` elements for each of `results` results is split into.
     pub(super) fn splits(&self, results: usize, blocks: usize, count: usize) -> usize {
         let wanted = (SPLIT_BELOW / blocks.max(1)).min(count / SPLIT_ELEMENTS);
-        let room = (self.capacity / 4 / results.max(1) as u64).min(65_535) as usize;
+        let free = self.capacity.saturating_sub(self.reserved);
+        let room = (free / 4 / results.max(1) as u64).min(65_535) as usize;
         wanted.min(room).max(1)
     }
 
@@ -200,12 +217,42 @@ impl<'a> Lowering<'a> {
         self.launch(join(kind, parts, out, results, splits));
     }
 
+    /// Lowers a node, with what its kernels, which compute in float32, need before and after.
     fn step(&mut self, value: Value) -> Result<(), Error> {
+        self.reserved = 0;
         let node = self.node(value);
-        let out = self.address(value);
+        if self.precision() == Precision::Bfloat16 && matches!(node.op, Op::Matmul { .. }) {
+            self.narrow_matmul(value);
+            return Ok(());
+        }
+        let Converted {
+            x,
+            out,
+            before,
+            after,
+        } = self.converted(value);
+        let start = self.commands.len();
+        self.commands
+            .extend(before.into_iter().map(Command::Launch));
+        let first = self.commands.len();
+        self.kernels(value, &x, out)?;
+        let last = after.map(Command::Launch);
+        if self.precision() == Precision::Bfloat16
+            && let Some(Command::Convolution(_)) = self.commands.get(first)
+        {
+            self.commands.extend(last);
+            self.narrow_convolution(value, start, first);
+        } else {
+            self.commands.extend(last);
+        }
+        Ok(())
+    }
+
+    /// Launches a node's kernels; `x` and `out` are the addresses of its operands and its result.
+    fn kernels(&mut self, value: Value, x: &[u64], out: u64) -> Result<(), Error> {
+        let node = self.node(value);
         let own = self.shape(value);
         let n: usize = own.iter().product();
-        let x: Vec<u64> = node.inputs.iter().map(|&v| self.address(v)).collect();
         let shape = |i: usize| node.inputs[i];
         match &node.op {
             Op::Unary(kind) => {
@@ -233,7 +280,7 @@ impl<'a> Lowering<'a> {
                     .with(factor);
                 self.launch(launch.with(0.0f32).with(x[0]).with(out).count(n));
             }
-            Op::Fused(program) => self.fused(node, program, &x, out, &own),
+            Op::Fused(program) => self.fused(node, program, x, out, &own),
             Op::Binary(kind) if node.dtype == DType::I64 => {
                 let pair = pair(&self.shape(shape(0)), &self.shape(shape(1)), &own);
                 let launch = Launch::threads("integer_binary", n).with(binary(*kind));
@@ -276,11 +323,11 @@ impl<'a> Lowering<'a> {
                 let from = self.shape(shape(0));
                 let all = strides(&from);
                 let moved: Vec<usize> = order.iter().map(|&axis| all[axis]).collect();
-                self.gather(node.dtype, x[0], out, &own, &moved);
+                self.gather(computed(node.dtype), x[0], out, &own, &moved);
             }
             Op::Expand => {
                 let shown = broadcast(&self.shape(shape(0)), &own);
-                self.gather(node.dtype, x[0], out, &own, &shown);
+                self.gather(computed(node.dtype), x[0], out, &own, &shown);
             }
             Op::Row { index } => {
                 let bytes = n as u64 * 4;
@@ -295,15 +342,15 @@ impl<'a> Lowering<'a> {
                 self.reduce(*kind, x[0], &self.shape(shape(0)), axes, out);
             }
             Op::Select | Op::Slice(_) | Op::Place { .. } | Op::Concat { .. } => {
-                self.window(node, &x, out, &own)
+                self.window(node, x, out, &own)
             }
             Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::Take { .. }
             | Op::TakeGradient { .. }
-            | Op::Resample { .. } => self.index(value, &x, out, &own),
+            | Op::Resample { .. } => self.index(value, x, out, &own),
             Op::LayerNorm(_) | Op::LayerNormGradient(_) | Op::LayerNormParameterGradient(_) => {
-                self.layer_norm(node, &x, out, &own);
+                self.layer_norm(node, x, out, &own);
             }
             Op::Dropout(dropout) => {
                 let row: usize = own.iter().skip(1).product();
@@ -359,24 +406,18 @@ impl<'a> Lowering<'a> {
                     (x[1], &b, *transpose_b),
                     bias,
                     (out, &own),
+                    [blas::Element::Float32; 2],
                 );
             }
             Op::Attention(_) | Op::AttentionGradient(_) | Op::AttentionBiasGradient(_) => {
-                self.attention(node, &x, out);
+                self.attention(node, x, out);
             }
             Op::Softmax { axis, log } => {
-                self.softmax(
-                    ["softmax_rows", "softmax_lines"],
-                    *log,
-                    &x,
-                    out,
-                    &own,
-                    *axis,
-                );
+                self.softmax(["softmax_rows", "softmax_lines"], *log, x, out, &own, *axis);
             }
             Op::SoftmaxGradient { axis, log } => {
                 let kernels = ["softmax_rows_gradient", "softmax_lines_gradient"];
-                self.softmax(kernels, *log, &x, out, &own, *axis);
+                self.softmax(kernels, *log, x, out, &own, *axis);
             }
             Op::CrossEntropy { smoothing } => {
                 let logits = self.shape(shape(0));
@@ -431,7 +472,7 @@ impl<'a> Lowering<'a> {
             | Op::BatchNormParameterGradient
             | Op::BatchNormTrainGradient
             | Op::BatchNormEvalGradient
-            | Op::UpdateRunning { .. } => self.norm(node, &x, out),
+            | Op::UpdateRunning { .. } => self.norm(node, x, out),
             Op::StftPowerGradient(stft) => {
                 signal::gradient(self, stft, &own, x[0], x[1], out)?;
             }
@@ -454,7 +495,10 @@ impl<'a> Lowering<'a> {
         for &next in &self.steps[number + 1..] {
             let node = self.node(next);
             // The result is written while x is still read.
-            if node.inputs.first() != Some(&last) || !self.used_once(last) || self.overlap(next, x)
+            if node.inputs.first() != Some(&last)
+                || node.dtype != DType::F32
+                || !self.used_once(last)
+                || self.overlap(next, x)
             {
                 break;
             }
@@ -639,9 +683,9 @@ pub(super) fn add_broadcast(
     launch.with(pair(own, b_shape, own)).count(n)
 }
 
-/// The kernel for elements of a dtype's size.
+/// The kernel for elements of the size that a dtype is computed with.
 pub(super) fn by_size(dtype: DType, [one, four, eight]: [&'static str; 3]) -> &'static str {
-    match dtype.size_bytes() {
+    match computed(dtype).size_bytes() {
         1 => one,
         4 => four,
         _ => eight,
@@ -703,7 +747,7 @@ pub(super) fn binary(kind: Binary) -> i32 {
 /// The number of an element type in elementwise.cu.
 fn type_of(dtype: DType) -> i32 {
     match dtype {
-        DType::F32 => 0,
+        DType::F32 | DType::BF16 => 0,
         DType::I64 => 1,
         DType::U8 => 3,
         _ => 2,
@@ -732,7 +776,8 @@ mod tests {
                         launched.insert(launch.kernel);
                     }
                     Command::Convolution(convolution) => {
-                        let launches = convolution.own.iter().chain(&convolution.after);
+                        let library = convolution.before.iter().chain(&convolution.after);
+                        let launches = convolution.own.iter().chain(library);
                         launched.extend(launches.map(|launch| launch.kernel));
                     }
                     Command::Copy { .. } | Command::Product(..) => {}

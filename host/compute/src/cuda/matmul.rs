@@ -13,6 +13,7 @@ impl Lowering<'_> {
         (b, b_shape, transpose_b): (u64, &[usize], bool),
         bias: Option<u64>,
         (out, shape): (u64, &[usize]),
+        [operands_as, result_as]: [blas::Element; 2],
     ) {
         let rank = shape.len();
         let (m, n) = (shape[rank - 2], shape[rank - 1]);
@@ -46,11 +47,13 @@ impl Lowering<'_> {
                 transpose_a,
                 transpose_b,
                 bias: bias.is_some(),
+                operands: operands_as,
+                result: result_as,
             };
             let operands = blas::Operands {
-                a: a + at as u64 * 4,
-                b: b + bt as u64 * 4,
-                out: out + (done * m * n) as u64 * 4,
+                a: a + at as u64 * operands_as.bytes(),
+                b: b + bt as u64 * operands_as.bytes(),
+                out: out + (done * m * n) as u64 * result_as.bytes(),
                 bias: bias.unwrap_or(0),
             };
             done += count;

@@ -18,11 +18,13 @@ mod layer_norm;
 mod layout;
 mod lower;
 mod matmul;
+mod narrow;
 mod norm;
 mod optimizer;
 mod pool;
 mod probe;
 mod program;
+mod recent;
 mod session;
 mod signal;
 mod window;
@@ -31,7 +33,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Session};
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{Plan, Precision};
 
 /// How a GPU computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +62,7 @@ impl Default for Options {
 /// `device.unsupported` where the driver, cuBLAS or the GPU is missing or too old, `device.lost`.
 pub fn check(uuid: &str) -> Result<(), Error> {
     probe::check()?;
-    probe::ordinal(uuid).map(drop)
+    probe::gpu(uuid).map(drop)
 }
 
 /// What a session of these plans takes on a GPU, in bytes: exactly what it allocates. Errors:
@@ -69,13 +71,31 @@ pub fn session_bytes(plans: &[&Plan]) -> Result<u64, Error> {
     Ok(layout::Layout::new(plans)?.total_bytes)
 }
 
+/// What a plan takes on a GPU, for people: all bytes, and those of them that libraries work in.
+pub(crate) fn describe(plan: &Plan) -> String {
+    match layout::Layout::new(&[plan]) {
+        Ok(layout) => format!(
+            "{} bytes in all, {} of them for libraries, and {} bytes of host memory to stage batches",
+            layout.total_bytes,
+            layout.library_bytes,
+            session::host_bytes(&layout)
+        ),
+        Err(error) => format!("not at all: {error}"),
+    }
+}
+
 /// A GPU.
 #[derive(Debug)]
 pub struct CudaBackend {
     device: String,
     gpu: Arc<Gpu>,
+    /// Major and minor.
+    compute_capability: (i32, i32),
     options: Options,
 }
+
+/// The oldest compute capability whose matrix units take bfloat16.
+const BFLOAT16_CAPABILITY: (i32, i32) = (8, 0);
 
 /// What sessions of a GPU share. Fields drop in order: the context goes last.
 #[derive(Debug)]
@@ -92,9 +112,9 @@ impl CudaBackend {
     /// too old, `device.lost`, `memory.exhausted`.
     pub fn new(uuid: &str, device: &str, options: Options) -> Result<Self, Error> {
         probe::check()?;
-        let ordinal = probe::ordinal(uuid)?;
+        let visible = probe::gpu(uuid)?;
         let open = || {
-            let context = driver::Context::new(ordinal)?;
+            let context = driver::Context::new(visible.ordinal)?;
             let kernels = kernels::Kernels::load(&context)?;
             let blas = Arc::new(blas::Blas::new(&context)?);
             let dnn = options.cudnn.then(|| dnn::Dnn::new(&context)).flatten();
@@ -109,6 +129,7 @@ impl CudaBackend {
         Ok(Self {
             device: device.to_owned(),
             gpu: Arc::new(probe::guarded(open)?),
+            compute_capability: visible.compute_capability,
             options,
         })
     }
@@ -120,6 +141,18 @@ impl Backend for CudaBackend {
     }
 
     fn open(&self, plans: Vec<Plan>, budget_bytes: u64) -> Result<Box<dyn Session>, Error> {
+        let (major, minor) = self.compute_capability;
+        let narrow = plans
+            .iter()
+            .any(|plan| plan.precision == Precision::Bfloat16);
+        if narrow && self.compute_capability < BFLOAT16_CAPABILITY {
+            let message = format!(
+                "precision bfloat16 needs a GPU of compute capability {}.{} or newer; {} has \
+                 {major}.{minor}",
+                BFLOAT16_CAPABILITY.0, BFLOAT16_CAPABILITY.1, self.device
+            );
+            return Err(Error::new("device.unsupported", message));
+        }
         let needed = session_bytes(&plans.iter().collect::<Vec<_>>())?;
         if needed > budget_bytes {
             let message = format!("the plans need {needed} bytes, the lease is of {budget_bytes}");

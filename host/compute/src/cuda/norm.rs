@@ -70,9 +70,9 @@ impl Lowering<'_> {
                 let launch = all(Launch::threads("batch_norm_eval_gradient", n)).with(out);
                 launch.count(n).count(channels).count(plane)
             }
-            Op::UpdateRunning { momentum } => {
-                let (n, channels, _) = planes(&of(3));
-                let count = n / channels;
+            Op::UpdateRunning { momentum, count } => {
+                let channels = of(0)[0];
+                let count = count.at(self.batch() as u64);
                 let unbiased = count as f64 / (count.max(2) - 1) as f64;
                 Launch::threads("update_running", channels)
                     .with(x[0])

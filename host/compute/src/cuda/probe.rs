@@ -49,14 +49,15 @@ pub(super) fn check() -> Result<(), Error> {
     })
 }
 
-/// The CUDA ordinal of a GPU. Errors: `device.unsupported` where it is too old, `device.lost` where
+/// A GPU as the driver shows it. Errors: `device.unsupported` where it is too old, `device.lost` where
 /// the driver does not show it.
-pub(super) fn ordinal(uuid: &str) -> Result<i32, Error> {
-    let gpus = guarded(driver::visible)?;
-    let Some(gpu) = gpus.iter().find(|gpu| gpu.uuid == uuid) else {
+pub(super) fn gpu(uuid: &str) -> Result<driver::VisibleGpu, Error> {
+    let mut gpus = guarded(driver::visible)?;
+    let Some(found) = gpus.iter().position(|gpu| gpu.uuid == uuid) else {
         let message = format!("the CUDA driver shows {} GPUs, not {uuid}", gpus.len());
         return Err(Error::new("device.lost", message));
     };
+    let gpu = gpus.swap_remove(found);
     let (major, minor) = gpu.compute_capability;
     if gpu.compute_capability < OLDEST_CAPABILITY {
         let message = format!(
@@ -65,5 +66,5 @@ pub(super) fn ordinal(uuid: &str) -> Result<i32, Error> {
         );
         return Err(Error::new("device.unsupported", message));
     }
-    Ok(gpu.ordinal)
+    Ok(gpu)
 }

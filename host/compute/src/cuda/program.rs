@@ -26,8 +26,10 @@ pub(super) enum Command {
 pub(super) struct Convolution {
     pub(super) shape: dnn::Shape,
     pub(super) operands: dnn::Operands,
-    /// After cuDNN, which adds no bias.
-    pub(super) after: Option<Launch>,
+    /// Before cuDNN: what it does not take as it is stored.
+    pub(super) before: Vec<Launch>,
+    /// After cuDNN, which adds no bias and gives what it computes with.
+    pub(super) after: Vec<Launch>,
     pub(super) own: Vec<Launch>,
 }
 

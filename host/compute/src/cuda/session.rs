@@ -6,7 +6,6 @@
 //! outputs. The host looks at these when the buffer is needed again, or when it is asked for a
 //! result.
 
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +16,7 @@ use super::layout::{Layout, SLOTS};
 use super::lower::{self, Part};
 use super::optimizer::{Group, groups, step_bytes};
 use super::program::{Command, ErrorWord, Launch, Target};
+use super::recent::Recent;
 use super::{Gpu, Options, dnn, signal};
 use crate::backend::{ParameterInfo, Session};
 use crate::error::Error;
@@ -27,7 +27,7 @@ use crate::plan::{Place, Plan};
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::HostTensor;
 
-/// Commands are kept ready for so many pairs of plan and batch size; others are made each time.
+/// Commands are kept ready for so many pairs of plan and batch size, those that ran last.
 const MOST_READY: usize = 16;
 /// Bytes that one copy between the GPU and pageable memory moves.
 const PIECE_BYTES: usize = 4 << 20;
@@ -114,7 +114,7 @@ pub(super) struct CudaSession {
     turn: usize,
     layout: Layout,
     // Dropped in this order: what uses the memory before the memory, all before the context.
-    ready: HashMap<(usize, usize), Ready>,
+    ready: Recent<(usize, usize), Ready>,
     compute: Stream,
     copies: Stream,
     slots: [Slot; SLOTS],
@@ -168,7 +168,7 @@ impl CudaSession {
             changes: 0,
             last: None,
             turn: 0,
-            ready: HashMap::new(),
+            ready: Recent::new(MOST_READY),
             compute: Stream::new(&context)?,
             copies: Stream::new(&context)?,
             slots: [slot()?, slot()?],
@@ -345,8 +345,11 @@ impl CudaSession {
                     });
                     let launches = match ready {
                         Some(ready) => {
+                            for own in conv.before {
+                                commands.push(launch(own)?);
+                            }
                             commands.push(Prepared::Convolution(ready));
-                            conv.after.into_iter().collect()
+                            conv.after
                         }
                         None => conv.own,
                     };
@@ -397,6 +400,12 @@ impl CudaSession {
     }
 }
 
+/// Pinned host memory of a session.
+pub(super) fn host_bytes(layout: &Layout) -> u64 {
+    let slot = layout.staging_bytes + layout.results_bytes;
+    SLOTS as u64 * slot + PIECE_BYTES as u64
+}
+
 fn word_bytes() -> u64 {
     size_of::<ErrorWord>() as u64
 }
@@ -423,7 +432,7 @@ impl Session for CudaSession {
         self.last = None;
         // The first run launches the commands one by one, which also lets the libraries load what
         // they need: that is not allowed while a graph is recorded.
-        let mut ready = match self.ready.remove(&(plan, batch)) {
+        let mut ready = match self.ready.take(&(plan, batch)) {
             Some(mut ready) => {
                 if self.options.graphs && !ready.recorded {
                     ready.record(&self.compute);
@@ -463,9 +472,7 @@ impl Session for CudaSession {
         own.running = Some((plan, batch));
         self.steps += u64::from(opened.plan.trains);
         self.changes += u64::from(opened.plan.trains);
-        if self.ready.len() < MOST_READY {
-            self.ready.insert((plan, batch), ready);
-        }
+        self.ready.put((plan, batch), ready);
         self.turn = (self.turn + 1) % SLOTS;
         self.last = Some((plan, batch));
         Ok(())
@@ -529,6 +536,10 @@ impl Session for CudaSession {
 
     fn used_bytes(&self) -> u64 {
         self.layout.total_bytes
+    }
+
+    fn scratch_bytes(&self) -> u64 {
+        host_bytes(&self.layout)
     }
 }
 

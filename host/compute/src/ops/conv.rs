@@ -254,6 +254,7 @@ impl Builder {
             dtype: DType::F32,
             shape: shape.clone(),
             origin: x,
+            again: 0,
         };
         let back = conv2d(c, &result, self.node(weight), None);
         if from != Dim::Fixed(channels)

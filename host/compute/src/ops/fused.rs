@@ -62,7 +62,7 @@ pub(crate) struct Program {
 /// The instruction that an operator is, the operator's operands being its own; none where it is not
 /// element-wise, or of integers.
 pub(crate) fn function(graph: &Graph, node: &Node) -> Option<Function> {
-    let real = |dtype| matches!(dtype, DType::F32 | DType::Bool);
+    let real = |dtype| matches!(dtype, DType::F32 | DType::BF16 | DType::Bool);
     let from = |i: usize| graph.node(node.inputs[i]).dtype;
     let read = (0..node.inputs.len()).all(|i| real(from(i)) || from(i) == DType::U8);
     if !real(node.dtype) || !read {

@@ -245,9 +245,11 @@ pub(crate) enum Op {
     BatchNormTrainGradient,
     /// (dy, scale, statistics).
     BatchNormEvalGradient,
-    /// (running mean, running variance, statistics, x): moves the running values. No result.
+    /// (running mean, running variance, statistics): moves the running values. No result. The
+    /// statistics are of `count` elements a channel.
     UpdateRunning {
         momentum: f64,
+        count: crate::shape::Dim,
     },
     /// (x), (x, scale) or (x, scale, bias): rows of the last axis.
     LayerNorm(norm::LayerNorm),

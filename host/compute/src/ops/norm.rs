@@ -163,13 +163,14 @@ impl Builder {
             return Err(Error::attribute(why).at(running_variance));
         }
         let typed = (DType::F32, self.node(x).shape.clone());
+        let others = [&typed.1.0[..1], &typed.1.0[2..]].concat();
+        let count = Shape::product(&others)
+            .ok_or_else(|| Error::limit(format!("{name}: {} has too many elements", typed.1)));
+        let count = self.at_next(count)?;
         let statistics = self.push(Op::BatchStatistics { epsilon }, &[x], statistics(channels))?;
-        let update = [running_mean, running_variance, statistics, x];
-        self.push(
-            Op::UpdateRunning { momentum },
-            &update,
-            (DType::F32, Shape::default()),
-        )?;
+        let update = [running_mean, running_variance, statistics];
+        let moved = (DType::F32, Shape::default());
+        self.push(Op::UpdateRunning { momentum, count }, &update, moved)?;
         self.push(Op::BatchNorm, &[x, scale, bias, statistics], typed)
     }
 

@@ -11,7 +11,7 @@ use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Graph, Leaf, Node, Value};
 use crate::ops::Op;
-use crate::plan::Plan;
+use crate::plan::{Options, Plan};
 use crate::shape::Dim;
 
 /// The most bytes of anything that folding reads or makes: more is left to the runs, so that a plan
@@ -98,7 +98,7 @@ fn evaluate(
         .iter()
         .map(|value| (value.0.to_string(), moved[value]))
         .collect();
-    let plan = Plan::scheduled(super::dead::remove(part), 1)?;
+    let plan = Plan::scheduled(super::dead::remove(part), 1, Options::default())?;
     let mut session = CpuBackend::new(1)?.open(vec![plan], u64::MAX)?;
     session.run(0, 1, &[], &AtomicBool::new(false))?;
     let bytes = |&value: &Value| {

@@ -1,6 +1,7 @@
 //! Reverse-mode differentiation: appends the nodes that compute gradients.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::builder::Builder;
 use crate::dtype::DType;
@@ -9,8 +10,13 @@ use crate::graph::Value;
 use crate::ops;
 
 /// The gradients of the scalar `loss` with respect to each of `of`, zeros where the loss does not
-/// depend on it. Errors: `graph.gradient`.
+/// depend on it. What lies in a block to be computed again is appended once more before its
+/// gradients. Errors: `graph.gradient`, `graph.recompute` within a block.
 pub(crate) fn gradients(b: &mut Builder, loss: Value, of: &[Value]) -> Result<Vec<Value>, Error> {
+    if b.in_block() {
+        let why = "gradients are taken of blocks that have ended";
+        return b.at_next(Err(Error::new("graph.recompute", why)));
+    }
     let node = b.operand(loss)?;
     if node.dtype != DType::F32 || node.shape.rank() > 0 {
         let why = format!(
@@ -27,6 +33,8 @@ pub(crate) fn gradients(b: &mut Builder, loss: Value, of: &[Value]) -> Result<Ve
     if needed[loss.index()] {
         gradients.insert(loss, b.scalar(1.0)?);
     }
+    // The block that was appended last, and its values now.
+    let mut repeated: (Range<u32>, Vec<Value>) = (0..0, Vec::new());
     for i in (0..=loss.0).rev() {
         let y = Value(i);
         let Some(&dy) = gradients.get(&y) else {
@@ -36,7 +44,16 @@ pub(crate) fn gradients(b: &mut Builder, loss: Value, of: &[Value]) -> Result<Ve
         if !inputs.iter().any(|x| needed[x.index()]) {
             continue;
         }
-        let contributions = ops::gradient(b, y, dy).map_err(|e| e.at(y))?;
+        let known = match b.block_of(y) {
+            Some(block) => {
+                if repeated.0 != block {
+                    repeated = (block.clone(), b.repeat(&block)?);
+                }
+                repeated.1[(i - block.start) as usize]
+            }
+            None => y,
+        };
+        let contributions = ops::gradient(b, known, dy).map_err(|e| e.at(y))?;
         for (x, dx) in inputs.into_iter().zip(contributions) {
             let Some(dx) = dx.filter(|_| needed[x.index()]) else {
                 continue;

@@ -13,6 +13,7 @@ pub(crate) mod gradient;
 pub(crate) mod in_place;
 pub(crate) mod memory;
 mod norm;
+pub(crate) mod precision;
 pub(crate) mod prologue;
 mod rewrite;
 mod simplify;

@@ -541,6 +541,15 @@ impl graph::HostBuilder for State {
         })
     }
 
+    fn begin_recompute(&mut self, builder: Resource<Builder>) -> Result<()> {
+        // A block costs about as much as a node.
+        self.build(&builder, NODE_BYTES, compute::Builder::begin_recompute)
+    }
+
+    fn end_recompute(&mut self, builder: Resource<Builder>) -> Result<()> {
+        self.build(&builder, 0, compute::Builder::end_recompute)
+    }
+
     fn gradients(
         &mut self,
         builder: Resource<Builder>,

@@ -118,6 +118,8 @@ pub struct State {
     folder: Folder,
     /// Bytes that graphs and plans hold for the plugin.
     graph_bytes: usize,
+    /// Plans made before.
+    plans: model::Known,
     /// Loaders alive.
     loaders: usize,
     /// The lease held, where there is one.
@@ -140,6 +142,7 @@ impl State {
             folder: Folder::new(grants.output.clone(), grants.limits.artifact_bytes),
             grants,
             graph_bytes: 0,
+            plans: model::Known::default(),
             loaders: 0,
             held: Weak::new(),
             told_progress: None,
@@ -161,6 +164,12 @@ impl State {
     /// Counts bytes that a graph will hold. They are bounded like the plugin's own memory.
     fn charge_graph(&mut self, bytes: usize) -> Result<()> {
         let limit = self.grants.limits.memory_bytes;
+        // What is only kept for later makes room.
+        while self.graph_bytes.saturating_add(bytes) > limit
+            && let Some(freed) = self.plans.forget()
+        {
+            self.graph_bytes = self.graph_bytes.saturating_sub(freed);
+        }
         let total = self.graph_bytes.saturating_add(bytes);
         if total > limit {
             let message = format!(

@@ -14,6 +14,44 @@ pub struct Plan {
     bytes: usize,
 }
 
+/// Plans that are kept for when the plugin asks for the same again.
+const MOST_KNOWN: usize = 8;
+
+/// Plans made before, the one asked for last at the end.
+#[derive(Default)]
+pub(super) struct Known(Vec<Made>);
+
+struct Made {
+    graph: compute::Graph,
+    batch_size: u32,
+    options: compute::plan::Options,
+    plan: compute::Plan,
+    bytes: usize,
+}
+
+impl Known {
+    /// The plan of this graph, batch size and options.
+    fn find(
+        &mut self,
+        graph: &compute::Graph,
+        batch_size: u32,
+        options: compute::plan::Options,
+    ) -> Option<compute::Plan> {
+        let same = |made: &Made| {
+            (made.batch_size, made.options) == (batch_size, options) && made.graph == *graph
+        };
+        let made = self.0.remove(self.0.iter().position(same)?);
+        let plan = made.plan.clone();
+        self.0.push(made);
+        Some(plan)
+    }
+
+    /// Drops the plan that was asked for longest ago, and says how many bytes it was charged for.
+    pub(super) fn forget(&mut self) -> Option<usize> {
+        (!self.0.is_empty()).then(|| self.0.remove(0).bytes)
+    }
+}
+
 impl model::Host for State {
     fn reserve(
         &mut self,
@@ -61,6 +99,40 @@ impl State {
     }
 }
 
+impl State {
+    /// Plans a graph of so many bytes, unless the same was planned before.
+    fn planned(
+        &mut self,
+        graph: compute::Graph,
+        batch_size: u32,
+        options: compute::plan::Options,
+        bytes: usize,
+    ) -> Result<compute::Plan> {
+        if let Some(plan) = self.plans.find(&graph, batch_size, options) {
+            return Ok(plan);
+        }
+        let plan = compute::Plan::with(&graph, batch_size, options)?;
+        if self.plans.0.len() >= MOST_KNOWN
+            && let Some(freed) = self.plans.forget()
+        {
+            self.graph_bytes = self.graph_bytes.saturating_sub(freed);
+        }
+        // Kept where there is room for it beside what the plugin holds.
+        let total = self.graph_bytes.saturating_add(bytes);
+        if total <= self.grants.limits.memory_bytes {
+            self.graph_bytes = total;
+            self.plans.0.push(Made {
+                graph,
+                batch_size,
+                options,
+                plan: plan.clone(),
+                bytes,
+            });
+        }
+        Ok(plan)
+    }
+}
+
 impl model::HostPlan for State {
     fn create(
         &mut self,
@@ -68,15 +140,12 @@ impl model::HostPlan for State {
         batch_size: u32,
         options: Vec<(String, String)>,
     ) -> Result<Resource<Plan>> {
-        if let Some((name, _)) = options.first() {
-            let message = format!("`{name}` is not an option of a plan; there are none");
-            return Err(HostError::new("option.unknown", message));
-        }
+        let options = plan_options(&options)?;
         let bytes = self.table.get(&source)?.bytes;
         self.charge_graph(bytes)?;
         let graph = self.table.get(&source)?.graph.graph();
-        let planned = compute::Plan::new(&graph, batch_size)
-            .map_err(HostError::from)
+        let planned = self
+            .planned(graph, batch_size, options, bytes)
             .and_then(|plan| Ok(self.table.push(Plan { plan, bytes })?));
         if planned.is_err() {
             self.graph_bytes -= bytes;
@@ -96,5 +165,77 @@ impl model::HostPlan for State {
         let plan = self.table.delete(plan)?;
         self.graph_bytes = self.graph_bytes.saturating_sub(plan.bytes);
         Ok(())
+    }
+}
+
+/// The options of a plan from the contract's words.
+fn plan_options(given: &[(String, String)]) -> Result<compute::plan::Options> {
+    let mut options = compute::plan::Options::default();
+    for (name, value) in given {
+        match &**name {
+            "precision" => options.precision = compute::plan::Precision::parse(value)?,
+            _ => {
+                let message = format!("`{name}` is not an option of a plan; it has precision");
+                return Err(HostError::new("option.unknown", message));
+            }
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(size: u64, batch_size: u32) -> Made {
+        let mut b = compute::Builder::new();
+        let shape = [compute::Dim::Batch(1), compute::Dim::Fixed(size)];
+        let y = b
+            .input("x", compute::DType::F32, &shape)
+            .and_then(|x| b.exp(x));
+        b.output("y", y.unwrap()).unwrap();
+        let options = compute::plan::Options::default();
+        Made {
+            plan: compute::Plan::with(&b.graph(), batch_size, options).unwrap(),
+            graph: b.graph(),
+            batch_size,
+            options,
+            bytes: size as usize,
+        }
+    }
+
+    #[test]
+    fn a_plan_is_known_by_graph_batch_size_and_options() {
+        let mut known = Known(vec![made(3, 8), made(4, 8)]);
+        let options = compute::plan::Options::default();
+        let found = known.find(&made(3, 8).graph, 8, options).unwrap();
+        assert_eq!(found.describe(), made(3, 8).plan.describe());
+        let narrow = compute::plan::Options {
+            precision: compute::plan::Precision::Bfloat16,
+        };
+        assert!(known.find(&made(3, 8).graph, 9, options).is_none());
+        assert!(known.find(&made(3, 8).graph, 8, narrow).is_none());
+        assert!(known.find(&made(5, 8).graph, 8, options).is_none());
+        // The one asked for last goes last.
+        assert_eq!(
+            [known.forget(), known.forget(), known.forget()],
+            [Some(4), Some(3), None]
+        );
+    }
+
+    #[test]
+    fn a_plans_options_are_checked() {
+        let given = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        let narrow = plan_options(&given("precision", "bfloat16")).unwrap();
+        assert_eq!(narrow.precision, compute::plan::Precision::Bfloat16);
+        for (name, value, code) in [
+            ("precision", "float8", "option.value"),
+            ("speed", "high", "option.unknown"),
+        ] {
+            match plan_options(&given(name, value)) {
+                Err(HostError::Told(error)) => assert_eq!(error.code, code),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

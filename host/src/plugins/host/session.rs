@@ -144,6 +144,7 @@ impl model::HostSession for State {
         let used_bytes = session.used_bytes();
         let before = held.used_bytes.fetch_add(used_bytes, Ordering::Relaxed);
         let device = session.device().to_owned();
+        let scratch_bytes = session.scratch_bytes();
         let session = self.table.push(Session {
             session,
             plans: known,
@@ -153,6 +154,7 @@ impl model::HostSession for State {
         self.tell(FromWorker::Running {
             device,
             bytes: before + used_bytes,
+            scratch_bytes,
         });
         Ok(session)
     }

@@ -36,16 +36,18 @@ impl Gpt {
         let norm = LayerNorm::new(EPSILON);
         for layer in 0..self.layers {
             let name = |part: &str| format!("b.{layer}.{part}");
-            let y = norm.apply(&x, &name("l1"))?;
-            let qkv = Linear::new(3 * self.width).apply(&y, &name("qkv"))?;
-            let y = multi_head_attention(&qkv, self.heads, true)?;
-            let y = Linear::new(self.width).apply(&y, &name("o"))?;
-            x = (&x + &y)?;
-            let y = norm.apply(&x, &name("l2"))?;
-            let y = Linear::new(4 * self.width)
-                .apply(&y, &name("f"))?
-                .gelu_tanh()?;
-            x = (&x + &Linear::new(self.width).apply(&y, &name("p"))?)?;
+            x = graph.block(|| {
+                let y = norm.apply(&x, &name("l1"))?;
+                let qkv = Linear::new(3 * self.width).apply(&y, &name("qkv"))?;
+                let y = multi_head_attention(&qkv, self.heads, true)?;
+                let y = Linear::new(self.width).apply(&y, &name("o"))?;
+                let x = (&x + &y)?;
+                let y = norm.apply(&x, &name("l2"))?;
+                let y = Linear::new(4 * self.width)
+                    .apply(&y, &name("f"))?
+                    .gelu_tanh()?;
+                &x + &Linear::new(self.width).apply(&y, &name("p"))?
+            })?;
         }
         let x = norm.apply(&x, "ln")?;
         x.linear(&words, None)

@@ -62,7 +62,7 @@ fn resnet(x: &Tensor, block: Block, depths: [u32; 4], classes: u32) -> Result<Te
         for number in 0..depth {
             let stride = if stage > 1 && number == 0 { 2 } else { 1 };
             let name = format!("layer{stage}.{number}");
-            y = block(&y, 32 << stage, stride, &name)?;
+            y = x.graph().block(|| block(&y, 32 << stage, stride, &name))?;
         }
     }
     Linear::new(classes).apply(&y.mean(&[2, 3], false)?, "fc")

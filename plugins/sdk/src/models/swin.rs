@@ -117,7 +117,8 @@ impl Swin {
                 let name = format!("features.{}.{number}", 2 * stage + 1);
                 let drop = self.drop_path * f64::from(done) / last;
                 let shifted = number % 2 == 1;
-                x = self.block(&x, (heads, shifted), drop, u64::from(done), &name)?;
+                let block = || self.block(&x, (heads, shifted), drop, u64::from(done), &name);
+                x = x.graph().block(block)?;
                 done += 1;
             }
             if stage < 3 {

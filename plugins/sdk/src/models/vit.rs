@@ -41,7 +41,7 @@ impl Vit {
         let mut x = (&x + &position)?;
         for layer in 0..self.layers {
             let name = format!("encoder.layers.encoder_layer_{layer}");
-            x = self.block(&x, &name)?;
+            x = graph.block(|| self.block(&x, &name))?;
         }
         let x = LayerNorm::new(EPSILON).apply(&x, "encoder.ln")?;
         let x = x.slice(1, 0, 1)?.reshape(&[0, hidden])?;

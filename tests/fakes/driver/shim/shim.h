@@ -22,6 +22,16 @@ struct float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+static inline float __uint_as_float(unsigned int bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+static inline unsigned int __float_as_uint(float x) {
+    unsigned int bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 
 // Where the running thread is; the driver's side has the same struct.

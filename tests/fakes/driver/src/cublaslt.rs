@@ -1,17 +1,19 @@
-//! The functions of cuBLASLt that matrix products take, as `cublasLt.h` declares them: float32,
-//! column-major, batches by stride, the bias and ReLU epilogues, TF32 where asked for.
+//! The functions of cuBLASLt that matrix products take, as `cublasLt.h` declares them: float32
+//! and bfloat16, column-major, batches by stride, the bias and ReLU epilogues, TF32 where asked for.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use crate::cuda::{Call, push_call};
+use crate::half::{narrowed, widened};
 use crate::handle;
 
 const INVALID_VALUE: c_uint = 7;
 const NOT_SUPPORTED: c_uint = 15;
 const EXECUTION_FAILED: c_uint = 13;
-/// `CUDA_R_32F`.
+/// `CUDA_R_32F` and `CUDA_R_16BF`.
 const FLOAT: c_int = 0;
+const BFLOAT16: c_int = 14;
 /// `CUBLAS_COMPUTE_32F` and `CUBLAS_COMPUTE_32F_FAST_TF32`.
 const COMPUTE_32F: c_int = 68;
 const COMPUTE_TF32: c_int = 77;
@@ -33,6 +35,7 @@ pub struct Operation {
 /// `cublasLtMatrixLayout_t`'s contents.
 #[derive(Clone, Copy)]
 pub struct Matrix {
+    kind: c_int,
     rows: u64,
     columns: u64,
     leading: i64,
@@ -41,6 +44,44 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    fn element_bytes(&self) -> usize {
+        if self.kind == BFLOAT16 { 2 } else { 4 }
+    }
+
+    /// An element from an address on.
+    ///
+    /// # Safety
+    ///
+    /// It lies in memory that was given.
+    unsafe fn read(&self, at: u64, index: i64) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.kind == BFLOAT16 {
+                widened((at as *const u16).offset(index as isize).read())
+            } else {
+                (at as *const f32).offset(index as isize).read()
+            }
+        }
+    }
+
+    /// Writes an element from an address on.
+    ///
+    /// # Safety
+    ///
+    /// It lies in memory that was given.
+    unsafe fn write(&self, at: u64, index: i64, value: f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.kind == BFLOAT16 {
+                (at as *mut u16)
+                    .offset(index as isize)
+                    .write(narrowed(value));
+            } else {
+                (at as *mut f32).offset(index as isize).write(value);
+            }
+        }
+    }
+
     /// Elements from the first to the last.
     fn reach(&self) -> usize {
         let last = (self.columns as i64 - 1) * self.leading + self.rows as i64;
@@ -82,7 +123,7 @@ impl Product {
         };
         let index = batch * matrix.stride + column as i64 * matrix.leading + row as i64;
         // SAFETY: the ranges were checked when the product was given to its stream.
-        let value = unsafe { (at as *const f32).offset(index as isize).read() };
+        let value = unsafe { matrix.read(at, index) };
         if self.operation.compute == COMPUTE_TF32 {
             tf32(value)
         } else {
@@ -95,10 +136,11 @@ impl Call for Product {
     fn ranges(&self) -> Vec<(u64, usize)> {
         let mut ranges: Vec<_> = [&self.a, &self.b, &self.c, &self.d]
             .iter()
-            .map(|(at, matrix)| (*at, matrix.reach() * 4))
+            .map(|(at, matrix)| (*at, matrix.reach() * matrix.element_bytes()))
             .collect();
         if self.operation.epilogue & EPILOGUE_BIAS != 0 {
-            ranges.push((self.operation.bias, self.d.1.rows as usize * 4));
+            let bytes = self.d.1.rows as usize * self.d.1.element_bytes();
+            ranges.push((self.operation.bias, bytes));
         }
         ranges
     }
@@ -127,7 +169,7 @@ impl Call for Product {
                     }
                     if operation.epilogue & EPILOGUE_BIAS != 0 {
                         // SAFETY: checked as above.
-                        value += unsafe { (operation.bias as *const f32).add(row as usize).read() };
+                        value += unsafe { self.d.1.read(operation.bias, row as i64) };
                     }
                     if operation.epilogue & EPILOGUE_RELU != 0 && value < 0.0 {
                         value = 0.0;
@@ -135,7 +177,7 @@ impl Call for Product {
                     let (at, matrix) = self.d;
                     let index = batch * matrix.stride + column as i64 * matrix.leading + row as i64;
                     // SAFETY: checked as above.
-                    unsafe { (at as *mut f32).offset(index as isize).write(value) };
+                    unsafe { matrix.write(at, index, value) };
                 }
             }
         }
@@ -245,13 +287,13 @@ exported! {
 
     /// A matrix's description.
     fn cublasLtMatrixLayoutCreate(matrix: *mut *mut Matrix, kind: c_int, rows: u64, columns: u64, leading: i64) {
-        if kind != FLOAT {
+        if ![FLOAT, BFLOAT16].contains(&kind) {
             return NOT_SUPPORTED;
         }
         if rows == 0 || columns == 0 || leading < rows as i64 {
             return INVALID_VALUE;
         }
-        handle::make(INVALID_VALUE, matrix, Matrix { rows, columns, leading, batch: 1, stride: 0 })
+        handle::make(INVALID_VALUE, matrix, Matrix { kind, rows, columns, leading, batch: 1, stride: 0 })
     }
 
     /// Sets a part of it.
@@ -322,6 +364,10 @@ exported! {
         };
         let ((m, k), (inner, n)) = (of(am, operation.transpose_a), of(bm, operation.transpose_b));
         let batches = [am.batch, bm.batch, cm.batch];
+        // A float32 product has a float32 result.
+        if am.kind != bm.kind || cm.kind != dm.kind || (am.kind == FLOAT && dm.kind != FLOAT) {
+            return NOT_SUPPORTED;
+        }
         if k != inner || (m, n) != (dm.rows, dm.columns) || (m, n) != (cm.rows, cm.columns) || batches != [dm.batch; 3] {
             return INVALID_VALUE;
         }

@@ -1,23 +1,78 @@
 //! The functions of cuDNN that convolutions take, as `cudnn_graph.h`, `cudnn_ops.h` and
-//! `cudnn_cnn.h` declare them: float32, row-major, one algorithm for each direction.
+//! `cudnn_cnn.h` declare them: float32 or bfloat16, row-major, one algorithm for each direction.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use crate::cuda::{Call, push_call};
+use crate::half::{narrowed, widened};
 use crate::handle;
 
 const BAD_PARAM: c_uint = 2000;
 const EXECUTION_FAILED: c_uint = 5000;
-/// `CUDNN_TENSOR_NCHW`, `CUDNN_DATA_FLOAT` and `CUDNN_CROSS_CORRELATION`.
+/// `CUDNN_TENSOR_NCHW`, `CUDNN_DATA_FLOAT`, `CUDNN_DATA_BFLOAT16` and `CUDNN_CROSS_CORRELATION`.
 const ROW_MAJOR: c_int = 0;
 const FLOAT: c_int = 0;
+const BFLOAT16: c_int = 9;
 const CROSS_CORRELATION: c_int = 1;
 /// `CUDNN_DETERMINISTIC`.
 const DETERMINISTIC: c_uint = 1;
 
-/// A tensor's or a filter's sizes.
 type Sizes = [c_int; 4];
+
+/// A tensor's or a filter's description.
+#[derive(Clone, Copy, Default)]
+pub struct Tensor {
+    kind: c_int,
+    sizes: Sizes,
+}
+
+impl Tensor {
+    fn bytes(&self) -> usize {
+        count(self.sizes) * if self.kind == BFLOAT16 { 2 } else { 4 }
+    }
+
+    /// The elements from an address on.
+    ///
+    /// # Safety
+    ///
+    /// They lie in memory that was given.
+    unsafe fn read(&self, at: u64) -> Vec<f32> {
+        let count = count(self.sizes);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.kind == BFLOAT16 {
+                let bits = std::slice::from_raw_parts(at as *const u16, count);
+                bits.iter().map(|&bits| widened(bits)).collect()
+            } else {
+                std::slice::from_raw_parts(at as *const f32, count).to_vec()
+            }
+        }
+    }
+
+    /// Writes the elements from an address on.
+    ///
+    /// # Safety
+    ///
+    /// They lie in memory that was given, which nothing else uses meanwhile.
+    unsafe fn write(&self, at: u64, values: impl Iterator<Item = f32>) {
+        let count = count(self.sizes);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.kind == BFLOAT16 {
+                let to = std::slice::from_raw_parts_mut(at as *mut u16, count);
+                to.iter_mut()
+                    .zip(values)
+                    .for_each(|(to, value)| *to = narrowed(value));
+            } else {
+                let to = std::slice::from_raw_parts_mut(at as *mut f32, count);
+                to.iter_mut()
+                    .zip(values)
+                    .for_each(|(to, value)| *to = value);
+            }
+        }
+    }
+}
 
 /// `cudnnConvolutionDescriptor_t`'s contents; pairs are vertical and horizontal.
 #[derive(Clone, Copy, Default)]
@@ -50,9 +105,9 @@ enum Direction {
 /// A convolution given to a stream.
 struct Convolution {
     direction: Direction,
-    x: (u64, Sizes),
-    weight: (u64, Sizes),
-    y: (u64, Sizes),
+    x: (u64, Tensor),
+    weight: (u64, Tensor),
+    y: (u64, Tensor),
     description: Description,
 }
 
@@ -67,27 +122,25 @@ fn at([_, b, c, d]: Sizes, index: [usize; 4]) -> usize {
 impl Call for Convolution {
     fn ranges(&self) -> Vec<(u64, usize)> {
         [self.x, self.weight, self.y]
-            .map(|(at, sizes)| (at, count(sizes) * 4))
+            .map(|(at, tensor)| (at, tensor.bytes()))
             .to_vec()
     }
 
     fn run(&self) {
-        let slice = |(at, sizes): (u64, Sizes)| {
-            // SAFETY: the ranges were checked when the convolution was given to its stream, and
-            // one call runs at a time.
-            unsafe { std::slice::from_raw_parts_mut(at as *mut f32, count(sizes)) }
+        // SAFETY: the ranges were checked when the convolution was given to its stream, and one call
+        // runs at a time.
+        let read = |(at, tensor): (u64, Tensor)| unsafe { tensor.read(at) };
+        let (x, weight, y) = (read(self.x), read(self.weight), read(self.y));
+        let (to, result) = match self.direction {
+            Direction::Forward => self.y,
+            Direction::Input => self.x,
+            Direction::Weight => self.weight,
         };
-        let (x, weight, y) = (slice(self.x), slice(self.weight), slice(self.y));
-        let result: &mut [f32] = match self.direction {
-            Direction::Forward => y,
-            Direction::Input => x,
-            Direction::Weight => weight,
-        };
-        let mut sums = vec![0.0f64; result.len()];
-        let (x, weight, y) = (slice(self.x), slice(self.weight), slice(self.y));
-        let [batch, channels, height, width] = self.x.1;
-        let [out, per_group, kernel_height, kernel_width] = self.weight.1;
-        let [_, _, rows, columns] = self.y.1;
+        let mut sums = vec![0.0f64; count(result.sizes)];
+        let sizes = [self.x.1.sizes, self.weight.1.sizes, self.y.1.sizes];
+        let [batch, channels, height, width] = sizes[0];
+        let [out, per_group, kernel_height, kernel_width] = sizes[1];
+        let [_, _, rows, columns] = sizes[2];
         let d = &self.description;
         let out_per_group = out / d.groups;
         for (n, o, i, j) in grid([batch, out, rows, columns]) {
@@ -100,21 +153,19 @@ impl Call for Convolution {
                 let channel = o / out_per_group * per_group + c;
                 debug_assert!(channel < channels);
                 let index = |v: [c_int; 4]| v.map(|v| v as usize);
-                let at_x = at(self.x.1, index([n, channel, row, column]));
-                let at_weight = at(self.weight.1, index([o, c, a, b]));
-                let at_y = at(self.y.1, index([n, o, i, j]));
-                let (to, product) = match self.direction {
+                let at_x = at(sizes[0], index([n, channel, row, column]));
+                let at_weight = at(sizes[1], index([o, c, a, b]));
+                let at_y = at(sizes[2], index([n, o, i, j]));
+                let (element, product) = match self.direction {
                     Direction::Forward => (at_y, (x[at_x], weight[at_weight])),
                     Direction::Input => (at_x, (y[at_y], weight[at_weight])),
                     Direction::Weight => (at_weight, (x[at_x], y[at_y])),
                 };
-                sums[to] += f64::from(product.0) * f64::from(product.1);
+                sums[element] += f64::from(product.0) * f64::from(product.1);
             }
         }
-        result
-            .iter_mut()
-            .zip(sums)
-            .for_each(|(to, sum)| *to = sum as f32);
+        // SAFETY: as above.
+        unsafe { result.write(to, sums.into_iter().map(|sum| sum as f32)) };
     }
 }
 
@@ -161,9 +212,9 @@ fn convolve(
     direction: Direction,
     handle: *const u64,
     factors: (*const f32, *const f32),
-    x: (*const Sizes, u64),
-    weight: (*const Sizes, u64),
-    y: (*const Sizes, u64),
+    x: (*const Tensor, u64),
+    weight: (*const Tensor, u64),
+    y: (*const Tensor, u64),
     description: *const Description,
     algorithm: c_uint,
 ) -> c_uint {
@@ -184,7 +235,9 @@ fn convolve(
     else {
         return BAD_PARAM;
     };
-    if alpha != 1.0 || beta != 0.0 || algorithm != 1 || !fits(xs, ws, ys, &d) {
+    let alike = xs.kind == ws.kind && xs.kind == ys.kind;
+    let fits = alike && fits(xs.sizes, ws.sizes, ys.sizes, &d);
+    if alpha != 1.0 || beta != 0.0 || algorithm != 1 || !fits {
         return BAD_PARAM;
     }
     let convolution = Convolution {
@@ -217,35 +270,35 @@ exported! {
     }
 
     /// A tensor's description.
-    fn cudnnCreateTensorDescriptor(tensor: *mut *mut Sizes) {
-        handle::make(BAD_PARAM, tensor, [0; 4])
+    fn cudnnCreateTensorDescriptor(tensor: *mut *mut Tensor) {
+        handle::make(BAD_PARAM, tensor, Tensor::default())
     }
 
     /// Its sizes.
-    fn cudnnSetTensor4dDescriptor(tensor: *mut Sizes, format: c_int, kind: c_int, n: c_int, c: c_int, h: c_int, w: c_int) {
-        if format != ROW_MAJOR || kind != FLOAT || [n, c, h, w].iter().any(|&size| size < 1) {
+    fn cudnnSetTensor4dDescriptor(tensor: *mut Tensor, format: c_int, kind: c_int, n: c_int, c: c_int, h: c_int, w: c_int) {
+        if format != ROW_MAJOR || ![FLOAT, BFLOAT16].contains(&kind) || [n, c, h, w].iter().any(|&size| size < 1) {
             return BAD_PARAM;
         }
-        handle::put(BAD_PARAM, tensor, [n, c, h, w])
+        handle::put(BAD_PARAM, tensor, Tensor { kind, sizes: [n, c, h, w] })
     }
 
     /// Drops it.
-    fn cudnnDestroyTensorDescriptor(tensor: *mut Sizes) {
+    fn cudnnDestroyTensorDescriptor(tensor: *mut Tensor) {
         handle::drop(BAD_PARAM, tensor)
     }
 
     /// A filter's description.
-    fn cudnnCreateFilterDescriptor(filter: *mut *mut Sizes) {
-        handle::make(BAD_PARAM, filter, [0; 4])
+    fn cudnnCreateFilterDescriptor(filter: *mut *mut Tensor) {
+        handle::make(BAD_PARAM, filter, Tensor::default())
     }
 
     /// Its sizes.
-    fn cudnnSetFilter4dDescriptor(filter: *mut Sizes, kind: c_int, format: c_int, k: c_int, c: c_int, h: c_int, w: c_int) {
+    fn cudnnSetFilter4dDescriptor(filter: *mut Tensor, kind: c_int, format: c_int, k: c_int, c: c_int, h: c_int, w: c_int) {
         cudnnSetTensor4dDescriptor(filter, format, kind, k, c, h, w)
     }
 
     /// Drops it.
-    fn cudnnDestroyFilterDescriptor(filter: *mut Sizes) {
+    fn cudnnDestroyFilterDescriptor(filter: *mut Tensor) {
         handle::drop(BAD_PARAM, filter)
     }
 
@@ -293,52 +346,52 @@ exported! {
 
     /// The algorithms for y: number 1.
     fn cudnnGetConvolutionForwardAlgorithm_v7(
-        _handle: *mut u64, _x: *const Sizes, _weight: *const Sizes, _convolution: *const Description,
-        _y: *const Sizes, wanted: c_int, count: *mut c_int, results: *mut Performance
+        _handle: *mut u64, _x: *const Tensor, _weight: *const Tensor, _convolution: *const Description,
+        _y: *const Tensor, wanted: c_int, count: *mut c_int, results: *mut Performance
     ) {
         found(1, wanted, count, results)
     }
 
     /// The algorithms for the gradient of x: number 1.
     fn cudnnGetConvolutionBackwardDataAlgorithm_v7(
-        _handle: *mut u64, _weight: *const Sizes, _y: *const Sizes, _convolution: *const Description,
-        _x: *const Sizes, wanted: c_int, count: *mut c_int, results: *mut Performance
+        _handle: *mut u64, _weight: *const Tensor, _y: *const Tensor, _convolution: *const Description,
+        _x: *const Tensor, wanted: c_int, count: *mut c_int, results: *mut Performance
     ) {
         found(1, wanted, count, results)
     }
 
     /// The algorithms for the gradient of the weight: number 1.
     fn cudnnGetConvolutionBackwardFilterAlgorithm_v7(
-        _handle: *mut u64, _x: *const Sizes, _y: *const Sizes, _convolution: *const Description,
-        _weight: *const Sizes, wanted: c_int, count: *mut c_int, results: *mut Performance
+        _handle: *mut u64, _x: *const Tensor, _y: *const Tensor, _convolution: *const Description,
+        _weight: *const Tensor, wanted: c_int, count: *mut c_int, results: *mut Performance
     ) {
         found(1, wanted, count, results)
     }
 
     /// y of x and weight.
     fn cudnnConvolutionForward(
-        handle: *mut u64, alpha: *const f32, x_sizes: *const Sizes, x: u64,
-        weight_sizes: *const Sizes, weight: u64, convolution: *const Description,
+        handle: *mut u64, alpha: *const f32, x_sizes: *const Tensor, x: u64,
+        weight_sizes: *const Tensor, weight: u64, convolution: *const Description,
         algorithm: c_uint, _workspace: *mut c_void, _workspace_bytes: usize, beta: *const f32,
-        y_sizes: *const Sizes, y: u64
+        y_sizes: *const Tensor, y: u64
     ) {
         convolve(Direction::Forward, handle, (alpha, beta), (x_sizes, x), (weight_sizes, weight), (y_sizes, y), convolution, algorithm)
     }
 
     /// The gradient of x, of that of y and weight.
     fn cudnnConvolutionBackwardData(
-        handle: *mut u64, alpha: *const f32, weight_sizes: *const Sizes, weight: u64,
-        y_sizes: *const Sizes, y: u64, convolution: *const Description, algorithm: c_uint,
-        _workspace: *mut c_void, _workspace_bytes: usize, beta: *const f32, x_sizes: *const Sizes, x: u64
+        handle: *mut u64, alpha: *const f32, weight_sizes: *const Tensor, weight: u64,
+        y_sizes: *const Tensor, y: u64, convolution: *const Description, algorithm: c_uint,
+        _workspace: *mut c_void, _workspace_bytes: usize, beta: *const f32, x_sizes: *const Tensor, x: u64
     ) {
         convolve(Direction::Input, handle, (alpha, beta), (x_sizes, x), (weight_sizes, weight), (y_sizes, y), convolution, algorithm)
     }
 
     /// The gradient of the weight, of x and that of y.
     fn cudnnConvolutionBackwardFilter(
-        handle: *mut u64, alpha: *const f32, x_sizes: *const Sizes, x: u64, y_sizes: *const Sizes,
+        handle: *mut u64, alpha: *const f32, x_sizes: *const Tensor, x: u64, y_sizes: *const Tensor,
         y: u64, convolution: *const Description, algorithm: c_uint, _workspace: *mut c_void,
-        _workspace_bytes: usize, beta: *const f32, weight_sizes: *const Sizes, weight: u64
+        _workspace_bytes: usize, beta: *const f32, weight_sizes: *const Tensor, weight: u64
     ) {
         convolve(Direction::Weight, handle, (alpha, beta), (x_sizes, x), (weight_sizes, weight), (y_sizes, y), convolution, algorithm)
     }

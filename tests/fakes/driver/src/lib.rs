@@ -31,6 +31,7 @@ pub mod block;
 pub mod cublaslt;
 pub mod cuda;
 pub mod cudnn;
+mod half;
 mod handle;
 pub mod nvml;
 pub mod processes;
