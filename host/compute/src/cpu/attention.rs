@@ -313,36 +313,39 @@ fn weigh<const W: usize>(
     (largest, totals): (&mut [f32; W], &mut [f32; W]),
     sums: &mut [[f32; W]],
 ) {
-    vectorized(|| {
-        let mut most = *largest;
-        for scores in &*scores {
-            for (most, &score) in most.iter_mut().zip(scores) {
-                *most = if score > *most { score } else { *most };
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut most = *largest;
+            for scores in &*scores {
+                for (most, &score) in most.iter_mut().zip(scores) {
+                    *most = if score > *most { score } else { *most };
+                }
             }
-        }
-        // Where all is hidden so far, weights are 0 and not exp(∞ − ∞).
-        let shift = most.map(|most| if most == f32::NEG_INFINITY { 0.0 } else { most });
-        let mut keep = [0.0; W];
-        for ((keep, &before), &shift) in keep.iter_mut().zip(&*largest).zip(&shift) {
-            *keep = exp(before - shift);
-        }
-        let mut added = [0.0; W];
-        for scores in scores {
-            for ((score, added), &shift) in scores.iter_mut().zip(&mut added).zip(&shift) {
-                *score = exp(*score - shift);
-                *added += *score;
+            // Where all is hidden so far, weights are 0 and not exp(∞ − ∞).
+            let shift = most.map(|most| if most == f32::NEG_INFINITY { 0.0 } else { most });
+            let mut keep = [0.0; W];
+            for ((keep, &before), &shift) in keep.iter_mut().zip(&*largest).zip(&shift) {
+                *keep = exp(before - shift);
             }
-        }
-        for ((total, &keep), &added) in totals.iter_mut().zip(&keep).zip(&added) {
-            *total = *total * keep + added;
-        }
-        for sums in sums {
-            sums.iter_mut()
-                .zip(&keep)
-                .for_each(|(sum, &keep)| *sum *= keep);
-        }
-        *largest = most;
-    });
+            let mut added = [0.0; W];
+            for scores in scores {
+                for ((score, added), &shift) in scores.iter_mut().zip(&mut added).zip(&shift) {
+                    *score = exp(*score - shift);
+                    *added += *score;
+                }
+            }
+            for ((total, &keep), &added) in totals.iter_mut().zip(&keep).zip(&added) {
+                *total = *total * keep + added;
+            }
+            for sums in sums {
+                sums.iter_mut()
+                    .zip(&keep)
+                    .for_each(|(sum, &keep)| *sum *= keep);
+            }
+            *largest = most;
+        },
+    );
 }
 
 /// What the gradients of a tile of queries need, packed.
@@ -418,15 +421,21 @@ impl<const W: usize> Queries<W> {
         let weights = weights.as_chunks_mut::<W>().0;
         head.adjust(self.first + strip * W, start, weights);
         let (logs, products) = &self.sums[strip];
-        vectorized(|| {
-            for (weights, gradients) in weights.iter_mut().zip(gradients.as_chunks_mut::<W>().0) {
-                let pairs = weights.iter_mut().zip(gradients.iter_mut());
-                for ((weight, gradient), (&log, &product)) in pairs.zip(logs.iter().zip(products)) {
-                    *weight = exp(*weight - log);
-                    *gradient = *weight * (*gradient - product);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (weights, gradients) in weights.iter_mut().zip(gradients.as_chunks_mut::<W>().0)
+                {
+                    let pairs = weights.iter_mut().zip(gradients.iter_mut());
+                    for ((weight, gradient), (&log, &product)) in
+                        pairs.zip(logs.iter().zip(products))
+                    {
+                        *weight = exp(*weight - log);
+                        *gradient = *weight * (*gradient - product);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }
 

@@ -8,8 +8,9 @@ use rayon::prelude::*;
 /// number of threads.
 pub(crate) const CHUNK: usize = 1 << 14;
 
-/// Runs a loop compiled for the widest vectors of this processor. What the loop calls has to be
-/// inlined; results do not depend on the vectors, as nothing is fused or reordered.
+/// Runs a loop compiled for the widest vectors of this processor. The closure and what it calls have
+/// to be inlined, or they are not compiled so. Results do not depend on the vectors, as nothing is
+/// fused or reordered.
 #[inline(always)]
 pub(crate) fn vectorized(work: impl FnOnce()) {
     pulp::Arch::new().dispatch(work);

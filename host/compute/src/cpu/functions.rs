@@ -26,20 +26,26 @@ fn sign(x: f32) -> f32 {
 
 /// out = f(x).
 fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
-    vectorized(|| {
-        for (y, &x) in out.iter_mut().zip(x) {
-            *y = f(x);
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (y, &x) in out.iter_mut().zip(x) {
+                *y = f(x);
+            }
+        },
+    );
 }
 
 /// out = f(a, b).
 fn zip(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
-    vectorized(|| {
-        for ((y, &a), &b) in out.iter_mut().zip(a).zip(b) {
-            *y = f(a, b);
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for ((y, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *y = f(a, b);
+            }
+        },
+    );
 }
 
 pub(super) fn unary(kind: Unary, x: &[f32], out: &mut [f32]) {
@@ -236,25 +242,31 @@ pub(super) fn scale(factor: f32, x: &[f32], out: &mut [f32]) {
 
 /// out = a where the condition holds, else b.
 pub(super) fn select(condition: &[f32], a: &[f32], b: &[f32], out: &mut [f32]) {
-    vectorized(|| {
-        for (((y, &c), &a), &b) in out.iter_mut().zip(condition).zip(a).zip(b) {
-            *y = if c != 0.0 { a } else { b };
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (((y, &c), &a), &b) in out.iter_mut().zip(condition).zip(a).zip(b) {
+                *y = if c != 0.0 { a } else { b };
+            }
+        },
+    );
 }
 
 /// out = dy where a wins over b, half of it where they are equal.
 pub(super) fn extremum_gradient(maximum: bool, a: &[f32], b: &[f32], dy: &[f32], out: &mut [f32]) {
-    vectorized(|| {
-        for (((y, &a), &b), &dy) in out.iter_mut().zip(a).zip(b).zip(dy) {
-            let share = if a == b {
-                0.5
-            } else if (a > b) == maximum {
-                1.0
-            } else {
-                0.0
-            };
-            *y = share * dy;
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (((y, &a), &b), &dy) in out.iter_mut().zip(a).zip(b).zip(dy) {
+                let share = if a == b {
+                    0.5
+                } else if (a > b) == maximum {
+                    1.0
+                } else {
+                    0.0
+                };
+                *y = share * dy;
+            }
+        },
+    );
 }

@@ -47,7 +47,12 @@ pub(crate) fn layer_norm(
     workers.chunks(out, rows * size, |chunk, out| {
         let x = x[chunk * rows * size..].chunks_exact(size);
         let rows = out.chunks_exact_mut(size).zip(x);
-        rows.for_each(|(out, x)| vectorized(|| normalize(attributes, x, (scale, bias), out)));
+        rows.for_each(|(out, x)| {
+            vectorized(
+                #[inline(always)]
+                || normalize(attributes, x, (scale, bias), out),
+            )
+        });
     });
 }
 
@@ -89,7 +94,12 @@ pub(crate) fn input_gradient(
             .chunks_exact(size)
             .zip(dy[start..].chunks_exact(size));
         let rows = out.chunks_exact_mut(size).zip(pairs);
-        rows.for_each(|(out, pair)| vectorized(|| row_gradient(attributes, pair, scale, out)));
+        rows.for_each(|(out, pair)| {
+            vectorized(
+                #[inline(always)]
+                || row_gradient(attributes, pair, scale, out),
+            )
+        });
     });
 }
 
@@ -147,16 +157,19 @@ pub(crate) fn parameter_gradient(
         let pairs = x[start..end]
             .chunks_exact(size)
             .zip(dy[start..end].chunks_exact(size));
-        vectorized(|| {
-            for (x, dy) in pairs {
-                let (mean, reciprocal) = statistics(attributes, x);
-                let sums = scales.iter_mut().zip(biases.iter_mut());
-                for ((s, b), (&x, &dy)) in sums.zip(x.iter().zip(dy)) {
-                    *s += dy * ((x - mean) * reciprocal);
-                    *b += dy;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (x, dy) in pairs {
+                    let (mean, reciprocal) = statistics(attributes, x);
+                    let sums = scales.iter_mut().zip(biases.iter_mut());
+                    for ((s, b), (&x, &dy)) in sums.zip(x.iter().zip(dy)) {
+                        *s += dy * ((x - mean) * reciprocal);
+                        *b += dy;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     let parts = &*parts;
     workers.chunks(out, CHUNK, |chunk, out| {

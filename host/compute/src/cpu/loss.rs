@@ -10,14 +10,17 @@ const BLOCK: usize = 2048;
 /// ln Σ exp(x), shifted by the largest element.
 fn log_sum_exp(x: &[f32]) -> f32 {
     let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0f64);
-    vectorized(|| {
-        let most = lanes(x, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
-        largest = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        for block in x.chunks(BLOCK) {
-            let sums = lanes(block, 0.0, |sum, x| sum + exp(x - largest));
-            sum += f64::from(sums.into_iter().sum::<f32>());
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            let most = lanes(x, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
+            largest = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            for block in x.chunks(BLOCK) {
+                let sums = lanes(block, 0.0, |sum, x| sum + exp(x - largest));
+                sum += f64::from(sums.into_iter().sum::<f32>());
+            }
+        },
+    );
     (f64::from(largest) + sum.ln()) as f32
 }
 
@@ -79,11 +82,14 @@ pub(crate) fn gradient(
         let rows = out.chunks_exact_mut(classes).zip(rows);
         for ((out, row), &label) in rows.zip(&labels[first..]) {
             let log_sum = log_sum_exp(row);
-            vectorized(|| {
-                for (y, &x) in out.iter_mut().zip(row) {
-                    *y = scale * (exp(x - log_sum) - smooth);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, &x) in out.iter_mut().zip(row) {
+                        *y = scale * (exp(x - log_sum) - smooth);
+                    }
+                },
+            );
             let label = label as usize;
             out[label] = scale * (exp(row[label] - log_sum) - hit - smooth);
         }

@@ -23,10 +23,13 @@ fn map<T: Copy + Sync, U: Send>(
     f: impl Fn(T) -> U + Sync + Send,
 ) {
     workers.chunks(out, CHUNK, |i, out| {
-        vectorized(|| {
-            let x = &x[i * CHUNK..];
-            out.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                let x = &x[i * CHUNK..];
+                out.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
+            },
+        );
     });
 }
 

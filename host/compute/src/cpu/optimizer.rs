@@ -100,6 +100,9 @@ fn each_chunk(
         })
         .collect();
     workers.each(parts, |(p, g, mut states)| {
-        vectorized(|| work(p, g, &mut states));
+        vectorized(
+            #[inline(always)]
+            || work(p, g, &mut states),
+        );
     });
 }

@@ -49,42 +49,48 @@ pub(crate) fn softmax(
 
 /// One line of neighbours.
 fn row(log: bool, x: &[f32], out: &mut [f32]) {
-    vectorized(|| {
-        let largest = lanes(x, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
-        let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        for (y, &x) in out.iter_mut().zip(x) {
-            *y = exp(x - largest);
-        }
-        let sum: f32 = lanes(out, 0.0, |sum, y| sum + y).into_iter().sum();
-        if log {
-            let log_sum = sum.ln();
+    vectorized(
+        #[inline(always)]
+        || {
+            let largest = lanes(x, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
+            let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
             for (y, &x) in out.iter_mut().zip(x) {
-                *y = x - largest - log_sum;
+                *y = exp(x - largest);
             }
-        } else {
-            let scale = 1.0 / sum;
-            out.iter_mut().for_each(|y| *y *= scale);
-        }
-    });
+            let sum: f32 = lanes(out, 0.0, |sum, y| sum + y).into_iter().sum();
+            if log {
+                let log_sum = sum.ln();
+                for (y, &x) in out.iter_mut().zip(x) {
+                    *y = x - largest - log_sum;
+                }
+            } else {
+                let scale = 1.0 / sum;
+                out.iter_mut().for_each(|y| *y *= scale);
+            }
+        },
+    );
 }
 
 fn row_gradient(log: bool, y: &[f32], dy: &[f32], out: &mut [f32]) {
-    vectorized(|| {
-        if log {
-            let sum: f32 = lanes(dy, 0.0, |sum, dy| sum + dy).into_iter().sum();
-            for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
-                *d = dy - exp(y) * sum;
+    vectorized(
+        #[inline(always)]
+        || {
+            if log {
+                let sum: f32 = lanes(dy, 0.0, |sum, dy| sum + dy).into_iter().sum();
+                for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
+                    *d = dy - exp(y) * sum;
+                }
+            } else {
+                for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
+                    *d = y * dy;
+                }
+                let sum: f32 = lanes(out, 0.0, |sum, d| sum + d).into_iter().sum();
+                for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
+                    *d = y * (dy - sum);
+                }
             }
-        } else {
-            for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
-                *d = y * dy;
-            }
-            let sum: f32 = lanes(out, 0.0, |sum, d| sum + d).into_iter().sum();
-            for ((d, &y), &dy) in out.iter_mut().zip(y).zip(dy) {
-                *d = y * (dy - sum);
-            }
-        }
-    });
+        },
+    );
 }
 
 /// softmax: y·(dy − Σ y·dy); log-softmax: dy − exp(y)·Σ dy.
