@@ -36,7 +36,7 @@ fn refused(server: &Server, path: &str, body: &Value) -> String {
 
 fn training(data: &Path, device: &str, id: &str) -> Value {
     json!({
-        "model": "cnn", "train_path": data, "num_epochs": 1, "batch_size": 16, "device": device,
+        "model": "cnn", "train_path": data, "val_path": data, "num_epochs": 1, "batch_size": 16, "device": device,
         "task_id": id,
     })
 }
@@ -314,7 +314,14 @@ fn settings_are_merged_checked_and_outlive_the_host() {
     let server = serve(&home, &machine, &[]);
     assert_eq!(get(&server, CONFIG), before);
     assert_eq!(before["drained"], json!(["cuda:2"]));
-    let gpu = get(&server, "/api/v2/resources/gpu")["devices"][2].clone();
+    let start = Instant::now();
+    let gpu = loop {
+        let gpu = get(&server, "/api/v2/resources/gpu")["devices"][2].clone();
+        if gpu["reason"] != "it is being probed" || start.elapsed() > Duration::from_secs(30) {
+            break gpu;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
     assert_eq!(
         (&gpu["health"], &gpu["schedulable"]),
         (&json!("draining"), &json!(false))

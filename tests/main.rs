@@ -418,7 +418,8 @@ fn bad_input_gets_one_clear_error() {
         home.refused(&[&base[..], more].concat())
     };
     assert!(train(&["--device", "cuda:9"]).contains("the devices are `cpu`"));
-    assert!(train(&["--device", "foo"]).contains("`foo` is not a device"));
+    assert!(train(&["--device", "foo"]).contains("no device `foo`"));
+    assert!(train(&["--device", "Foo!"]).contains("`Foo!` is not a device"));
     assert!(train(&["--param", "epochz=3"]).contains("its parameters are epochs"));
     assert!(train(&["--param", "epochs=none"]).contains("`epochs`"));
     assert!(train(&["--model", "vit"]).contains("it has cnn"));

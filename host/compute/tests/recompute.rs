@@ -133,7 +133,7 @@ fn text(recompute: bool) -> Plan {
     let mut m = Model::new(recompute);
     let shape = [Dim::Batch(1), Dim::Fixed(TOKENS), Dim::Fixed(WIDTH)];
     let mut x = m.b.input("x", DType::F32, &shape).unwrap();
-    for i in 0..6 {
+    for i in 0..8 {
         x = m.block(x, |m, x| m.transformer(x, &format!("b{i}")));
     }
     m.finish(x)

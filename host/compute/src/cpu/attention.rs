@@ -699,7 +699,8 @@ mod tests {
         prop_assert_eq!(got.len(), expected.len());
         let pairs = got.iter().zip(expected);
         let difference = norm(&mut pairs.map(|(&a, &b)| f64::from(a) - b));
-        let least = 1e-3 * (expected.len() as f64).sqrt();
+        // A gradient that cancels, as of a single key, keeps the rounding of terms of about 1.
+        let least = 0.05 * (expected.len() as f64).sqrt();
         let size = norm(&mut expected.iter().copied()).max(least);
         prop_assert!(difference / size <= 1e-5, "error {}", difference / size);
         Ok(())
