@@ -427,7 +427,7 @@ fn bad_input_gets_one_clear_error() {
     assert!(missing.contains("/nowhere"), "{missing}");
     let unknown = home.refused(&["run", "letters", "train", "--data", "."]);
     assert!(
-        unknown.contains("digits, imported, reference-models, spoken-digits"),
+        unknown.contains("digits, image-classifier, imported, reference-models, spoken-digits"),
         "{unknown}"
     );
     assert!(home.tasks().is_empty(), "nothing was left behind");
