@@ -129,21 +129,21 @@ impl Model {
     }
 }
 
-fn text(recompute: bool) -> Plan {
+fn text(recompute: bool, blocks: usize) -> Plan {
     let mut m = Model::new(recompute);
     let shape = [Dim::Batch(1), Dim::Fixed(TOKENS), Dim::Fixed(WIDTH)];
     let mut x = m.b.input("x", DType::F32, &shape).unwrap();
-    for i in 0..8 {
+    for i in 0..blocks {
         x = m.block(x, |m, x| m.transformer(x, &format!("b{i}")));
     }
     m.finish(x)
 }
 
-fn image(recompute: bool) -> Plan {
+fn image(recompute: bool, blocks: usize) -> Plan {
     let mut m = Model::new(recompute);
     let shape = [Dim::Batch(1), Dim::Fixed(6), Dim::Fixed(8), Dim::Fixed(8)];
     let mut x = m.b.input("x", DType::F32, &shape).unwrap();
-    for i in 0..4 {
+    for i in 0..blocks {
         x = m.block(x, |m, x| m.residual(x, &format!("b{i}")));
     }
     m.finish(x)
@@ -170,8 +170,8 @@ fn train(backend: &dyn Backend, plan: Plan) -> Vec<(String, Vec<u8>)> {
 }
 
 fn check(backend: &dyn Backend) {
-    for model in [text, image] {
-        let (kept, again) = (train(backend, model(false)), train(backend, model(true)));
+    for (model, blocks) in [(text as fn(bool, usize) -> Plan, 6), (image, 4)] {
+        let [kept, again] = [false, true].map(|again| train(backend, model(again, blocks)));
         for (kept, again) in kept.iter().zip(&again) {
             assert_eq!(kept, again);
         }
@@ -199,10 +199,10 @@ fn recomputed_blocks_give_the_same_bits_on_cuda() {
 
 #[test]
 fn recomputed_blocks_take_less_memory() {
-    // Beside what parameters, their optimizer and kernels take.
-    let memory = Plan::arena_bytes;
-    for (model, most) in [(text as fn(bool) -> Plan, 0.5), (image, 0.75)] {
-        let (kept, again) = (memory(&model(false)), memory(&model(true)));
+    // Beside what parameters and their optimizer take.
+    let memory = |plan: Plan| plan.arena_bytes() + plan.workspace_bytes();
+    for (model, most) in [(text as fn(bool, usize) -> Plan, 0.5), (image, 0.75)] {
+        let (kept, again) = (memory(model(false, 24)), memory(model(true, 24)));
         let share = again as f64 / kept as f64;
         assert!(share < most, "{again} of {kept} bytes");
     }

@@ -752,16 +752,18 @@ mod tests {
         };
         let (y, d, of_scores) = run(false);
         prop_assert_eq!(&(y.clone(), d.clone(), of_scores.clone()), &run(true));
-        // Where weights leave no slope, as of a single key, the rounding of the terms that cancel stays.
-        let cancelled = 0.05 * ((s.values * s.features) as f64).sqrt();
+        // Where a query sees a single key the slopes are 0, but for the rounding of terms of about 1 that cancel.
+        let single = 0.05 * ((s.values * s.features) as f64).sqrt();
+        let one = s.keys == 1 || (causal && s.queries == 1);
+        let least = if one { single } else { 1e-3 };
         let mut sums = vec![0.0; of_scores.len()];
         for (i, (matrix, head)) in operands.split(&attributes).into_iter().enumerate() {
             let (expected, [dq, dk, dv], slopes) = definition(&head, &dy[i * row..][..row]);
             close(&y[i * row..][..row], &expected, 1e-3)?;
             let d = &d[i * size..][..size];
             let (first, second) = (dq.len(), dq.len() + dk.len());
-            close(&d[..first], &dq, cancelled)?;
-            close(&d[first..second], &dk, cancelled)?;
+            close(&d[..first], &dq, least)?;
+            close(&d[first..second], &dk, least)?;
             close(&d[second..], &dv, 1e-3)?;
             if bias.is_some() {
                 let sums = &mut sums[matrix * slopes.len()..][..slopes.len()];
@@ -771,7 +773,7 @@ mod tests {
             }
         }
         if bias.is_some() {
-            close(&of_scores, &sums, cancelled)?;
+            close(&of_scores, &sums, least)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::chunks::Workers;
 use super::conv::{Finish, deal};
 use super::tile::{self, Dense, Packed, Rows, load, store};
-use crate::ops::geometry::{COLUMNS, DEPTH, Geometry, STRIP};
+use crate::ops::geometry::{COLUMNS, DEPTH, Geometry, STRIP, block};
 
 /// An element of a window: its number in the weights, and where it lies from the window's place.
 #[derive(Debug, Clone, Copy)]
@@ -392,14 +392,16 @@ impl Windows<'_> {
             });
         }
         let packed = &*packed;
-        let size = DEPTH * COLUMNS + if self.is_dense() { 0 } else { rows * COLUMNS };
+        let deepest = self.grids.iter().map(|grid| self.depth(grid)).max();
+        let (terms, columns) = block(deepest.unwrap_or(0), plane);
+        let size = columns * (terms + if self.is_dense() { 0 } else { rows });
         let units = self.units(panel, out);
         deal(
             self.workers,
             units,
             (workspace, size),
             |mut unit, buffer| {
-                let (buffer, results) = buffer.split_at_mut(DEPTH * COLUMNS);
+                let (buffer, results) = buffer.split_at_mut(terms * columns);
                 let number = unit.image * self.groups + unit.group;
                 let source = &source[number * image..][..image];
                 let channel = unit.group * rows + unit.first_row;
@@ -422,16 +424,16 @@ impl Windows<'_> {
                     } else if grid.taps.is_empty() {
                         grid.write(&mut unit.rows, self.to.1.1, 0..grid.places(), |_, _| 0.0);
                     } else {
-                        for first in (0..grid.places()).step_by(COLUMNS) {
-                            let places = first..grid.places().min(first + COLUMNS);
+                        for first in (0..grid.places()).step_by(columns) {
+                            let places = first..grid.places().min(first + columns);
                             let mut out = Dense {
                                 data: results,
-                                stride: COLUMNS,
+                                stride: columns,
                             };
                             let out = (&mut out, false);
                             self.product(grid, part, source, places.clone(), out, buffer);
                             grid.write(&mut unit.rows, self.to.1.1, places, |row, place| {
-                                results[row * COLUMNS + place - first]
+                                results[row * columns + place - first]
                             });
                         }
                     }

@@ -11,6 +11,12 @@ pub(crate) const DEPTH: usize = 256;
 /// See `DEPTH`.
 pub(crate) const COLUMNS: usize = 256;
 
+/// Terms and columns of a block of windows, of which a product has `depth` for each element of a
+/// `plane` of results.
+pub(crate) fn block(depth: usize, plane: usize) -> (usize, usize) {
+    (depth.min(DEPTH), COLUMNS.min(plane.next_multiple_of(STRIP)))
+}
+
 /// At least the rows of a panel and the columns of a strip of any processor's tiles.
 const PANEL: usize = 16;
 /// See `PANEL`.
@@ -270,10 +276,12 @@ impl Geometry {
         let window = self.kernel.0 * self.kernel.1;
         let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         // Packed weights, and in each lane a block of windows and of results.
-        let windows = |from: usize, to: usize, planes: bool| {
-            let packed = product(&[groups, to.checked_add(PANEL)?, from, window])?;
-            let block = DEPTH * COLUMNS + if planes { to.checked_mul(COLUMNS)? } else { 0 };
-            packed.checked_add(LANES * block)
+        let windows = |from: usize, to: usize, plane: usize, gradient: bool| {
+            let depth = product(&[from, window])?;
+            let packed = product(&[groups, to.checked_add(PANEL)?, depth])?;
+            let (terms, columns) = block(depth, plane);
+            let results = if gradient { to } else { 0 };
+            packed.checked_add(product(&[LANES, terms.checked_add(results)?, columns])?)
         };
         match (self.method(pass), pass) {
             (Method::Pixel, _) => Some(0),
@@ -284,8 +292,13 @@ impl Geometry {
             (Method::Dots, _) => product(&[self.batch, groups, self.pixels(), patch]),
             (Method::Winograd, Pass::Input) => self.reverse()?.tiled_workspace(pass),
             (Method::Winograd, _) => self.tiled_workspace(pass),
-            (Method::Windows, Pass::Forward) => windows(self.channels / groups, per_group, false),
-            (Method::Windows, Pass::Input) => windows(per_group, self.channels / groups, true),
+            (Method::Windows, Pass::Forward) => {
+                windows(self.channels / groups, per_group, self.pixels(), false)
+            }
+            (Method::Windows, Pass::Input) => {
+                let plane = product(&[self.height, self.width])?;
+                windows(per_group, self.channels / groups, plane, true)
+            }
             (Method::Windows, Pass::Weight) => {
                 let sums = product(&[self.out, patch])?;
                 let joined = product(&[self.batch, self.out, self.joined_pixels()])?;
