@@ -28,7 +28,7 @@ pub struct Weights {
 /// A tensor of a file: its name, dtype and shape.
 pub type TensorInfo = (String, DType, Vec<usize>);
 
-/// Writes a file of weights from tensors in memory, as [`write`] does.
+/// Writes a file of weights from tensors in memory, as [`write()`] does.
 pub fn save(
     path: &Path,
     tensors: &[(String, HostTensor)],
