@@ -193,3 +193,41 @@ fn weights_of_other_classes_get_a_head_of_their_own() {
         "{size}"
     );
 }
+
+#[test]
+fn damaged_pictures_are_refused_or_skipped_by_name() {
+    let home = Home::new();
+    let folder = home.folder.path();
+    let data = pictures(&folder.join("data"), &ALL, 6, 0);
+    std::fs::write(data.join("square/torn.bmp"), b"BM and no more").unwrap();
+    std::fs::write(data.join("circle/empty.jpg"), b"").unwrap();
+    let server = Server::start(&home);
+    let train = |id: &str, damaged: &str| {
+        let body = json!({
+            "model": "mobilenet_v3_small", "train_path": data, "num_epochs": 1, "image_size": 32,
+            "task_id": id, "device": "cpu", "params": { "damaged": damaged },
+        });
+        let (status, task) = server.call("POST", "/api/v2/training/start", &body);
+        assert_eq!(status, 200, "{task}");
+        log(&server, id);
+        server.wait(id, &["completed", "failed"])
+    };
+    let refused = train("refuse", "refuse");
+    assert_eq!(refused["status"], "failed", "{refused}");
+    assert_eq!(refused["error_code"], "data.sample", "{refused}");
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message.contains("torn.bmp") || message.contains("empty.jpg"),
+        "{message}"
+    );
+    let skipped = train("skip", "skip");
+    assert_eq!(skipped["status"], "completed", "{skipped}");
+    let text = log(&server, "skip");
+    for expected in [
+        "torn.bmp",
+        "empty.jpg",
+        "2 damaged files are skipped, 18 are left",
+    ] {
+        assert!(text.contains(expected), "`{expected}` is not in {text}");
+    }
+}
