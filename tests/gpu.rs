@@ -21,7 +21,7 @@ const ONE: &str = "[[gpu]]\nprofile = \"h100\"\n";
 
 /// The GPUs, by their places in the scenario, on which a task ran kernels: besides the process that
 /// probed the GPU before.
-fn used(machine: &Machine) -> Vec<usize> {
+pub(crate) fn used(machine: &Machine) -> Vec<usize> {
     let processes = processes::all_in(&machine.folder.path().join("machine.processes"));
     let ran = |gpu: &usize| {
         let did = |gpus: &std::collections::BTreeMap<usize, processes::Activity>| {

@@ -11,6 +11,7 @@ mod classifier;
 mod cpu;
 mod devices;
 mod gpu;
+mod identity;
 mod models;
 mod training;
 

@@ -89,7 +89,8 @@ const CRATES: &[Crate] = &[
         &[
             ("gpu", &[]),
             ("selector", &[]),
-            ("nvml", &["gpu"]),
+            ("visible", &[]),
+            ("nvml", &["gpu", "visible"]),
             ("monitor", &["gpu", "nvml"]),
             ("policy", &[]),
             ("queue", &[]),

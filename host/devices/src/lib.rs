@@ -16,6 +16,7 @@ mod queue;
 mod request;
 mod scheduler;
 mod selector;
+mod visible;
 
 pub use allocator::{Allocator, Lease, PoolUsage, Ticket, Usage};
 pub use gpu::{Gpu, Snapshot};

@@ -9,11 +9,12 @@ use nvml_wrapper::error::NvmlError;
 
 use self::describe::{describe, silent};
 use crate::gpu::{Gpu, Snapshot};
+use crate::visible::{Identity, chosen};
 
 /// A GPU before it has its place among the visible ones.
 struct Found {
     gpu: Gpu,
-    /// (domain, bus, device), the order of `cuda:N`; a GPU that does not tell comes last.
+    /// (domain, bus, device), the order of the GPUs; a GPU that does not tell comes last.
     position: (u32, u32, u32),
 }
 
@@ -86,53 +87,16 @@ fn read(nvml: &Nvml, index: u32) -> Found {
     }
 }
 
-/// Keeps what `CUDA_VISIBLE_DEVICES` names: ordinals in PCI bus order, UUIDs or their beginnings.
-/// Naming stops at the first entry that names nothing (CUDA Programming Guide, "Environment
-/// Variables"); the order stays that of the bus.
+/// Keeps what `CUDA_VISIBLE_DEVICES` names. The order stays that of the bus: N of `cuda:N` counts in
+/// it everywhere.
 fn filter(gpus: Vec<Gpu>, visible: &str) -> Vec<Gpu> {
-    let mut kept = vec![false; gpus.len()];
-    for entry in visible.split(',').map(str::trim) {
-        let named = match entry.parse::<usize>() {
-            Ok(ordinal) => Some(ordinal).filter(|&ordinal| ordinal < gpus.len()),
-            Err(_) if entry.starts_with("GPU-") => gpus.iter().position(|gpu| {
-                gpu.uuid
-                    .as_ref()
-                    .is_some_and(|uuid| uuid.starts_with(entry))
-            }),
-            Err(_) => None,
-        };
-        let Some(named) = named else { break };
-        kept[named] = true;
-    }
-    gpus.into_iter()
-        .zip(kept)
-        .filter_map(|(gpu, kept)| kept.then_some(gpu))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(visible: &str) -> String {
-        let gpus = ["GPU-aa1", "GPU-bb2", "GPU-bc3"].map(|uuid| Gpu {
-            uuid: Some(uuid.to_owned()),
-            ..silent(uuid[4..].to_owned(), String::new())
-        });
-        let kept = filter(gpus.into(), visible);
-        kept.iter()
-            .map(|gpu| gpu.name.as_str())
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
-
-    #[test]
-    fn visible_devices_filter_without_reordering() {
-        assert_eq!(names("2,0"), "aa1 bc3");
-        assert_eq!(names("GPU-bc, 0"), "aa1 bc3");
-        assert_eq!(names(""), "");
-        assert_eq!(names("-1"), "");
-        assert_eq!(names("1,7,0"), "bb2");
-        assert_eq!(names("NoDevFiles"), "");
-    }
+    let identity = |(number, gpu): (usize, &Gpu)| Identity {
+        gpu: number,
+        uuid: gpu.uuid.clone(),
+        instance: None,
+    };
+    let all: Vec<Identity> = gpus.iter().enumerate().map(identity).collect();
+    let chosen = chosen(&all, visible);
+    let visible = (0..).zip(gpus).filter(|(at, _)| chosen.contains(at));
+    visible.map(|(_, gpu)| gpu).collect()
 }
