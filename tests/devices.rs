@@ -215,6 +215,7 @@ fn settings_are_merged_checked_and_outlive_the_host() {
         &json!({
             "max_concurrent": { "cuda:1": { "training": 4 }, "cpu": { "inference": 7 } },
             "policy": "pack",
+            "cpu_fallback": false,
             "pools": {
                 "large": { "min_memory_bytes": 40_000_000_000u64 },
                 "small": { "models": ["T4"], "plugins": ["digits"], "limits": { "training": 1 } },
@@ -256,6 +257,7 @@ fn settings_are_merged_checked_and_outlive_the_host() {
         json!({ "training": 1, "inference": 2 })
     );
     assert_eq!(current["policy"], "pack");
+    assert_eq!(current["cpu_fallback"], false);
     for (change, code) in [
         (
             json!({ "max_concurrent": { "cuda:9": { "training": 1 } } }),
@@ -278,6 +280,7 @@ fn settings_are_merged_checked_and_outlive_the_host() {
             "request.member",
         ),
         (json!({ "policy": "random" }), "device.policy"),
+        (json!({ "cpu_fallback": "never" }), "request.member"),
         (
             json!({ "policy": "spread", "pools": { "cuda": {} } }),
             "pool.invalid",
@@ -451,4 +454,32 @@ fn a_full_queue_refuses_with_429_and_when_to_come_again() {
         assert_eq!(task["status"], "completed", "{task}");
     }
     server.stop();
+}
+
+#[test]
+fn the_cpu_takes_tasks_for_gpus_only_where_the_operator_lets_it() {
+    let home = Home::new();
+    let data = stripes(home.folder.path());
+    let server = Server::start(&home);
+    let start = "/api/v2/training/start";
+    let info =
+        |server: &Server| get(server, "/api/v2/resources/gpu")["cpu_fallback_enabled"].clone();
+    assert_eq!(info(&server), true);
+    post(&server, start, &training(&data, "cuda", "allowed"));
+    let task = server.wait("allowed", &["completed", "failed"]);
+    assert_eq!(
+        (&task["status"], &task["device"]),
+        (&json!("completed"), &json!("cpu"))
+    );
+    assert!(task["fallback_reason"].is_string(), "{task}");
+    post(&server, CONFIG, &json!({ "cpu_fallback": false }));
+    assert_eq!(info(&server), false);
+    let refused = refused(&server, start, &training(&data, "cuda", "refused"));
+    assert_eq!(refused, "device.unschedulable");
+    server.stop();
+    // It is kept, for tasks without a server as well.
+    let folder = data.to_str().unwrap();
+    let run = ["run", "digits", "train", "--data", folder, "--device"];
+    let told = home.refused(&[&run[..], &["cuda"]].concat());
+    assert!(told.contains("cannot run tasks"), "{told}");
 }

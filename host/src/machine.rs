@@ -47,6 +47,8 @@ pub struct Machine {
 pub struct Change {
     /// The host's policy.
     pub policy: Option<Policy>,
+    /// Whether `cuda` means the CPU where no GPU can run tasks.
+    pub cpu_fallback: Option<bool>,
     /// Limits of devices, of `cuda` (every GPU), of pools.
     pub limits: Vec<(Selector, PartialLimits)>,
     /// Pools by name; none removes one.
@@ -158,6 +160,7 @@ impl Machine {
         };
         let devices = std::iter::once(cpu).chain(gpus).collect();
         let allocator = Allocator::new(devices, settings.policy);
+        allocator.set_cpu_fallback(settings.cpu_fallback);
         allocator.set_pools(settings.named_pools()?);
         let measuring = Arc::clone(&allocator);
         monitor.on_sample(move |snapshot| {
@@ -201,6 +204,7 @@ impl Machine {
         let (snapshot, allocator) = (self.monitor.snapshot(), &self.allocator);
         let mut settings = kept.clone();
         settings.policy = change.policy.unwrap_or(settings.policy);
+        settings.cpu_fallback = change.cpu_fallback.unwrap_or(settings.cpu_fallback);
         for (name, pool) in change.pools {
             match pool {
                 Some(pool) => drop(settings.pools.insert(name, pool)),
@@ -235,6 +239,7 @@ impl Machine {
         let pools = settings.named_pools()?;
         settings.write(state).map_err(ChangeError::Failed)?;
         allocator.set_policy(settings.policy);
+        allocator.set_cpu_fallback(settings.cpu_fallback);
         allocator.set_pools(pools);
         for usage in allocator.usage() {
             let (id, key) = (usage.device, key(&snapshot, usage.device));

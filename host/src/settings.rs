@@ -15,17 +15,31 @@ const FILE: &str = "devices.json";
 const EVERY_GPU: &str = "cuda";
 
 /// The settings in force.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Which of several free devices a task gets.
     pub policy: Policy,
+    /// Whether `cuda` means the CPU where no GPU can run tasks.
+    pub cpu_fallback: bool,
     /// Limits by `cpu`, `cuda` (every GPU) or a GPU's UUID; what is none is the default.
     pub max_concurrent: BTreeMap<String, PartialLimits>,
     /// Pools by name.
     pub pools: BTreeMap<String, Pool>,
     /// UUIDs of GPUs that take no new tasks.
     pub drained: BTreeSet<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            cpu_fallback: true,
+            max_concurrent: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            drained: BTreeSet::new(),
+        }
+    }
 }
 
 impl Settings {
@@ -137,6 +151,7 @@ mod tests {
         assert_eq!(Settings::read(folder.path()).unwrap(), Settings::default());
         let mut settings = Settings {
             policy: Policy::Pack,
+            cpu_fallback: false,
             ..Settings::default()
         };
         settings.set_limits("cuda", change(Some(2), None));

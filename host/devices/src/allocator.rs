@@ -243,6 +243,17 @@ impl Allocator {
         self.core().scheduler.policy = policy;
     }
 
+    /// Whether `cuda` means the processor where no GPU can run tasks.
+    pub fn cpu_fallback(&self) -> bool {
+        self.core().scheduler.cpu_fallback
+    }
+
+    /// Lets `cuda` mean the processor where no GPU can run tasks, or not: then such tasks are refused,
+    /// those that wait too.
+    pub fn set_cpu_fallback(&self, allowed: bool) {
+        self.change(|core| core.scheduler.set_cpu_fallback(allowed));
+    }
+
     /// Changes the limits of a device, with `cuda` of every GPU, with a pool's name of the pool. Tasks
     /// that run stay.
     pub fn set_limits(&self, selector: &Selector, limits: PartialLimits) -> Result<(), Refusal> {

@@ -68,6 +68,8 @@ struct Class {
 pub(crate) struct Scheduler {
     pub(crate) ledger: Ledger,
     pub(crate) policy: Policy,
+    /// Whether `cuda` means the processor where no GPU can run tasks.
+    pub(crate) cpu_fallback: bool,
     classes: Vec<Class>,
     by_selector: HashMap<(Selector, Kind), usize>,
     /// The classes that each device serves.
@@ -85,6 +87,7 @@ impl Scheduler {
             by_device: vec![Vec::new(); ledger.devices.len()],
             ledger,
             policy,
+            cpu_fallback: true,
             classes: Vec::new(),
             by_selector: HashMap::new(),
             wishes: HashMap::new(),
@@ -221,6 +224,12 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Lets `cuda` mean the processor where no GPU can run tasks, or not.
+    pub(crate) fn set_cpu_fallback(&mut self, allowed: bool) {
+        self.cpu_fallback = allowed;
+        self.review();
+    }
+
     /// Replaces all pools.
     pub(crate) fn set_pools(&mut self, pools: Vec<(PoolName, Pool)>) {
         self.ledger.set_pools(pools);
@@ -304,7 +313,11 @@ impl Scheduler {
                     .ok_or_else(|| self.unknown(selector))?;
                 (vec![place], None)
             }
-            Selector::AnyGpu => (self.gpus().collect(), self.ledger.find(DeviceId::Cpu)),
+            Selector::AnyGpu => {
+                let fallback = self.cpu_fallback.then_some(DeviceId::Cpu);
+                let cpu = fallback.and_then(|cpu| self.ledger.find(cpu));
+                (self.gpus().collect(), cpu)
+            }
             Selector::Pool(name) => {
                 let pool = self
                     .ledger

@@ -22,6 +22,7 @@ use crate::machine::{Change, ChangeError, Machine};
 struct Config {
     max_concurrent: BTreeMap<String, PartialLimits>,
     policy: Option<String>,
+    cpu_fallback: Option<bool>,
     /// `null` removes a pool.
     pools: BTreeMap<String, Option<Pool>>,
 }
@@ -54,6 +55,7 @@ fn current(machine: &Machine) -> Value {
     let drained = usage.iter().filter(|usage| usage.draining);
     json!({
         "policy": machine.allocator.policy(),
+        "cpu_fallback": machine.allocator.cpu_fallback(),
         "max_concurrent": by_device(&usage, |usage| json!(usage.limits)),
         "pools": pools(machine),
         "drained": drained.map(|usage| usage.device.to_string()).collect::<Vec<_>>(),
@@ -88,6 +90,7 @@ pub(super) async fn configure(State(host): Shared, body: Bytes) -> Result<Json<V
         .transpose();
     let wanted = Change {
         policy: policy.map_err(|error| Problem::invalid("device.policy", error))?,
+        cpu_fallback: config.cpu_fallback,
         limits: limits.collect::<Result<_, Problem>>()?,
         pools: config.pools.into_iter().collect(),
         draining: Vec::new(),

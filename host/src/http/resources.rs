@@ -91,7 +91,7 @@ fn gpu_info(machine: &Machine) -> Value {
         "sample_age_ms": age.map(|age| age.as_millis() as u64),
         "sample_interval_ms": PERIOD.as_millis() as u64,
         "cuda_visible_devices": std::env::var("CUDA_VISIBLE_DEVICES").ok(),
-        "cpu_fallback_enabled": true,
+        "cpu_fallback_enabled": machine.allocator.cpu_fallback(),
         "devices": devices,
         "pools": super::devices::pools(machine),
     })

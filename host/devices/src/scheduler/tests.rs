@@ -187,6 +187,27 @@ fn without_a_gpu_cuda_means_the_processor_with_its_limits() {
 }
 
 #[test]
+fn without_a_gpu_and_a_fallback_cuda_is_refused() {
+    let mut s = machine(0);
+    let held = s.granted(training("cuda", 1, 0));
+    s.granted(training("cuda", 1, 1));
+    let (waiting, _) = s.waits(training("cuda", 1, 2));
+    s.set_cpu_fallback(false);
+    let decisions = s.decisions();
+    let [(number, Err(refusal))] = &decisions[..] else {
+        panic!("{decisions:?}");
+    };
+    assert_eq!((*number, refusal.code()), (waiting, "device.unschedulable"));
+    let refusal = s.submit(training("cuda", 1, 3)).unwrap_err().to_string();
+    assert!(refusal.contains("there is no GPU"), "{refusal}");
+    s.end(held.place, held.lease);
+    let cpu = s.granted(training("cpu", 1, 4));
+    assert_eq!((cpu.device, cpu.fallback_reason), (DeviceId::Cpu, None));
+    s.set_cpu_fallback(true);
+    assert!(s.submit(training("cuda", 1, 5)).is_ok());
+}
+
+#[test]
 fn what_other_programs_hold_is_waited_for_with_leases_and_without() {
     let mut s = machine(1);
     s.measured(0, 20);
