@@ -8,6 +8,7 @@
 )]
 
 mod classifier;
+mod commands;
 mod cpu;
 mod devices;
 mod gpu;

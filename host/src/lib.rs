@@ -1,6 +1,8 @@
 //! Hangar: one process owns a machine's devices and runs sandboxed plugins on them.
 
+pub mod address;
 pub mod cli;
+pub mod client;
 pub mod http;
 pub mod inputs;
 pub mod machine;

@@ -320,7 +320,7 @@ impl Machine {
 }
 
 /// The machine's memory in bytes (`MemTotal` of /proc/meminfo).
-fn memory_bytes() -> u64 {
+pub fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kibibytes =

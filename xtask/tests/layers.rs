@@ -138,6 +138,8 @@ const CRATES: &[Crate] = &[
         "host",
         &[],
         &[
+            ("address", &[]),
+            ("client", &[]),
             ("output", &[]),
             ("processor", &[]),
             ("program", &[]),
@@ -156,7 +158,8 @@ const CRATES: &[Crate] = &[
             (
                 "cli",
                 &[
-                    "http", "inputs", "machine", "output", "plugins", "settings", "tasks", "worker",
+                    "address", "client", "http", "inputs", "machine", "output", "plugins",
+                    "settings", "tasks", "worker",
                 ],
             ),
         ],

@@ -16,6 +16,16 @@ pub(super) struct Arguments {
     state: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// The state folder, which may not exist yet.
+    pub(super) fn state(&self) -> anyhow::Result<PathBuf> {
+        match &self.state {
+            Some(folder) => Ok(folder.clone()),
+            None => standard("XDG_STATE_HOME", ".local/state"),
+        }
+    }
+}
+
 /// The folders in use. They exist.
 #[derive(Debug)]
 pub(super) struct Folders {
@@ -30,10 +40,7 @@ impl Folders {
             Some(folder) => folder.clone(),
             None => standard("XDG_DATA_HOME", ".local/share")?.join("plugins"),
         };
-        let state = match &arguments.state {
-            Some(folder) => folder.clone(),
-            None => standard("XDG_STATE_HOME", ".local/state")?,
-        };
+        let state = arguments.state()?;
         // With a state folder of one's own the cache goes there, too: nothing is left elsewhere.
         let cache = match &arguments.state {
             Some(folder) => folder.join("cache"),

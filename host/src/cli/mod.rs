@@ -1,11 +1,16 @@
 //! The command line.
 
 mod bench;
+mod devices;
 mod folders;
+mod gpus;
 mod import;
 mod new;
 mod run;
 mod serve;
+mod server;
+mod table;
+mod view;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -13,10 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
-use crate::machine::Machine;
 use crate::output;
 use crate::plugins::{self, PluginState, Registry, RegistrySettings};
-use crate::settings::Settings;
 use crate::tasks::store::{Store, TaskFilter};
 use crate::worker::probe::Depth;
 use folders::Folders;
@@ -38,8 +41,10 @@ struct Cli {
 enum Command {
     /// Serves the HTTP API.
     Serve(serve::Arguments),
-    /// Shows the GPUs.
-    Gpus,
+    /// Shows the GPUs: of the server that runs on the state folder, else of the machine.
+    Gpus(gpus::Arguments),
+    /// Changes how a server that runs gives its devices away.
+    Devices(devices::Arguments),
     /// Shows the plugins of the plugin folder.
     Plugins,
     /// Shows the tasks, the newest first.
@@ -94,7 +99,8 @@ pub fn main() -> ExitCode {
         Command::New { name } => new::new(&name),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Import(arguments) => import::import(&arguments),
-        Command::Gpus => gpus(cli.json),
+        Command::Gpus(arguments) => gpus::gpus(&cli.folders, &arguments, cli.json),
+        Command::Devices(arguments) => devices::devices(&cli.folders, &arguments, cli.json),
         Command::Plugins => Folders::new(&cli.folders).and_then(|folders| list(&folders, cli.json)),
         Command::Tasks { limit } => {
             Folders::new(&cli.folders).and_then(|folders| tasks(&folders, limit, cli.json))
@@ -110,17 +116,6 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn gpus(json: bool) -> anyhow::Result<ExitCode> {
-    let machine = Machine::look(Settings::default(), |_| Depth::Check)?;
-    machine.probed();
-    if json {
-        output::data(serde_json::to_string_pretty(&machine.describe()?)?)?;
-    } else {
-        output::data(machine.table())?;
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Looks at the plugin folder once.

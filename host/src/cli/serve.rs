@@ -10,6 +10,8 @@ use devices::Policy;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::folders::Folders;
+use super::table;
+use crate::address;
 use crate::http::{self, Host};
 use crate::machine::Machine;
 use crate::output;
@@ -42,7 +44,6 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
             settings.policy = policy;
         }
         let machine = Arc::new(Machine::look(settings, |_| Depth::Measure)?);
-        output::message(machine.table());
         output::message(format_args!("plugins: {}", folders.plugins.display()));
         output::message(format_args!("state:   {}", folders.state.display()));
         let registry = super::registry(folders).await?;
@@ -57,10 +58,10 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
             queue_size: arguments.queue_size,
             limits: Limits::default(),
         })?;
-        output::message(format_args!(
-            "listening on http://{}",
-            listener.local_addr()?
-        ));
+        let address = listener.local_addr()?;
+        let _published = address::publish(&folders.state, address)?;
+        output::message(format_args!("listening on http://{address}"));
+        introduce(&machine);
         let mut terminate = signal(SignalKind::terminate())?;
         let stop = async move {
             tokio::select! {
@@ -79,4 +80,16 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
         tasks.shutdown().await;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Shows the devices once each is known to be fit for tasks or not.
+fn introduce(machine: &Arc<Machine>) {
+    let machine = Arc::clone(machine);
+    std::thread::spawn(move || {
+        machine.probed();
+        match table::start(&machine) {
+            Ok(table) => output::message(table),
+            Err(error) => output::message(format_args!("error: {error:#}")),
+        }
+    });
 }

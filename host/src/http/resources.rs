@@ -8,7 +8,8 @@ use devices::{Gpu, Kind, Usage};
 use serde_json::{Map, Value, json};
 
 use super::Shared;
-use crate::machine::{Machine, PERIOD, gpus};
+use crate::machine::gpus::{self, counts};
+use crate::machine::{Machine, PERIOD};
 use crate::plugins::PluginState;
 use crate::processor;
 
@@ -24,10 +25,6 @@ pub(super) fn by_device(usage: &[Usage], value: impl Fn(&Usage) -> Value) -> Map
         .iter()
         .map(|usage| (usage.device.to_string(), value(usage)))
         .collect()
-}
-
-fn counts(usage: &Usage) -> Value {
-    json!({ "training": usage.count(Kind::Training), "inference": usage.count(Kind::Inference) })
 }
 
 fn active(usage: &Usage) -> Value {
@@ -53,7 +50,6 @@ fn device(gpu: &Gpu, usage: Option<&Usage>) -> Value {
         "cached_memory_gb": usage.map(|usage| gigabytes(Some(usage.reserved_bytes))),
         "free_memory_gb": gigabytes(gpu.memory_free_bytes),
         "utilization": gpu.utilization_gpu_percent,
-        "current_tasks": usage.map(counts),
     });
     if let (Value::Object(device), Ok(Value::Object(fields))) =
         (&mut device, gpus::fields(gpu, usage))

@@ -1,7 +1,6 @@
-//! The GPUs as programs and people are shown them.
+//! The GPUs as programs are shown them.
 
-use comfy_table::{Table, presets};
-use devices::{DeviceId, Gpu, Kind, Snapshot, State, Usage};
+use devices::{DeviceId, Gpu, Kind, Usage};
 use serde_json::{Value, json};
 
 use super::Machine;
@@ -16,6 +15,11 @@ fn health(gpu: &Gpu, usage: Option<&Usage>) -> (&'static str, Option<String>) {
         (None, Some(usage)) if usage.hot => ("throttled", usage.reason().map(str::to_owned)),
         (None, _) => ("healthy", unable.map(str::to_owned)),
     }
+}
+
+/// The tasks on a device, by kind.
+pub fn counts(usage: &Usage) -> Value {
+    json!({ "training": usage.count(Kind::Training), "inference": usage.count(Kind::Inference) })
 }
 
 /// A GPU's fields: what NVML tells, what the ledger has, and whether tasks can run there.
@@ -33,6 +37,7 @@ pub fn fields(gpu: &Gpu, usage: Option<&Usage>) -> serde_json::Result<Value> {
         "allocatable_bytes": usage.map(|usage| usage.allocatable_bytes),
         "headroom_bytes": usage.map(|usage| usage.headroom_bytes),
         "active_leases": usage.map(|usage| usage.tasks.len()),
+        "current_tasks": usage.map(counts),
         "utilization_gpu_ema_percent": usage.and_then(|usage| usage.utilization_percent),
         "limits": usage.map(|usage| usage.limits),
         "pools": usage.map(|usage| usage.pools.iter().map(ToString::to_string).collect::<Vec<_>>()),
@@ -63,75 +68,4 @@ impl Machine {
         described["gpus"] = gpus.into();
         Ok(described)
     }
-
-    /// The table of GPUs for people: memory in MiB, temperature in °C, power in W.
-    pub fn table(&self) -> String {
-        let snapshot = self.monitor.snapshot();
-        if snapshot.gpus.is_empty() {
-            let reason = snapshot.nvml_error.as_deref().unwrap_or("NVML shows none");
-            return format!("No GPU: {reason}");
-        }
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL_CONDENSED);
-        table.set_header([
-            "GPU",
-            "name",
-            "cc",
-            "total MiB",
-            "used",
-            "free",
-            "°C",
-            "W",
-            "tasks",
-            "state",
-        ]);
-        for gpu in &snapshot.gpus {
-            table.add_row(self.row(gpu));
-        }
-        format!("{table}{}", heading(&snapshot))
-    }
-
-    fn row(&self, gpu: &Gpu) -> Vec<String> {
-        let text = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
-        let mib = |bytes: Option<u64>| text(bytes.map(|bytes| (bytes >> 20).to_string()));
-        let usage = self.allocator.usage();
-        let usage = usage
-            .iter()
-            .find(|usage| usage.device == DeviceId::Cuda(gpu.index));
-        let tasks = usage.map(|usage| {
-            let (training, inference) = (usage.count(Kind::Training), usage.count(Kind::Inference));
-            format!("{training} + {inference}")
-        });
-        vec![
-            gpu.index.to_string(),
-            gpu.name.clone(),
-            text(gpu.compute_capability.clone()),
-            mib(gpu.memory_total_bytes),
-            mib(gpu.memory_used_bytes),
-            mib(gpu.memory_free_bytes),
-            text(gpu.temperature_gpu_c.map(|celsius| celsius.to_string())),
-            text(gpu.power_draw_watts.map(|watts| format!("{watts:.0}"))),
-            text(tasks),
-            match usage.map(|usage| &usage.state) {
-                Some(State::Ready) if usage.is_some_and(|usage| usage.draining) => {
-                    "drained".to_owned()
-                }
-                Some(State::Ready) if usage.is_some_and(|usage| usage.hot) => "hot".to_owned(),
-                Some(State::Ready) => "ready".to_owned(),
-                Some(State::Probing) => "is being probed".to_owned(),
-                Some(State::Unable(reason)) => format!("not schedulable: {reason}"),
-                None => "unknown".to_owned(),
-            },
-        ]
-    }
-}
-
-fn heading(snapshot: &Snapshot) -> String {
-    let version = |what: &str, version: &Option<String>| {
-        version
-            .as_ref()
-            .map(|version| format!("\n{what} {version}"))
-            .unwrap_or_default()
-    };
-    version("driver", &snapshot.driver_version) + &version("CUDA up to", &snapshot.cuda_version)
 }
