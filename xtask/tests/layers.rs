@@ -93,12 +93,13 @@ const CRATES: &[Crate] = &[
             ("nvml", &["gpu", "visible"]),
             ("monitor", &["gpu", "nvml"]),
             ("policy", &[]),
+            ("memory", &[]),
             ("queue", &[]),
             ("request", &["policy", "queue", "selector"]),
             ("pool", &["policy", "request", "selector"]),
             (
                 "ledger",
-                &["policy", "pool", "queue", "request", "selector"],
+                &["memory", "policy", "pool", "queue", "request", "selector"],
             ),
             (
                 "scheduler",

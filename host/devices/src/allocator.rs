@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::ledger::{DeviceEntry, Measurement, State};
+use crate::ledger::{DeviceEntry, Measurement, State, Taken};
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::request::{Kind, Limits, PartialLimits, PerKind, Refusal, Request};
@@ -25,8 +26,12 @@ pub struct Usage {
     pub reserved_bytes: u64,
     /// Memory that leases have taken by their workers' word, in bytes.
     pub observed_bytes: u64,
-    /// Memory that other programs hold, in bytes.
+    /// Memory in use that no lease explains, in bytes: what other programs hold, and what leaked.
     pub foreign_bytes: u64,
+    /// Memory that leases which have ended gave back and that is not seen free yet, in bytes.
+    pub returning_bytes: u64,
+    /// Memory that leases which have ended left behind, in bytes.
+    pub leaked_bytes: u64,
     /// Memory that no lease takes, in bytes.
     pub headroom_bytes: u64,
     /// Memory that a lease can take now, in bytes.
@@ -110,6 +115,8 @@ type Listener = Box<dyn Fn() + Send + Sync>;
 /// Decides who gets which device.
 pub struct Allocator {
     core: Mutex<Core>,
+    /// Counts changes of what the others tell.
+    version: AtomicU64,
     listeners: Mutex<Vec<Listener>>,
 }
 
@@ -123,12 +130,24 @@ impl Allocator {
         };
         Arc::new(Self {
             core: Mutex::new(core),
+            version: AtomicU64::new(0),
             listeners: Mutex::new(Vec::new()),
         })
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another number after every change of what [`Self::usage`], [`Self::pools`] and
+    /// [`Self::policy`] tell.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Counts a change that was made.
+    fn count(&self) {
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Calls `listener` after every change of who holds what.
@@ -152,6 +171,7 @@ impl Allocator {
         let mut core = self.core();
         let result = work(&mut core);
         let wakers = core.deliver();
+        self.count();
         drop(core);
         wakers.into_iter().for_each(Waker::wake);
         self.notify();
@@ -193,9 +213,11 @@ impl Allocator {
                 .iter()
                 .map(|held| (held.task.clone(), held.kind))
                 .collect(),
-            reserved_bytes: device.reserved(),
-            observed_bytes: device.observed(),
-            foreign_bytes: device.foreign(),
+            reserved_bytes: device.memory.reserved(),
+            observed_bytes: device.memory.observed(),
+            foreign_bytes: device.memory.foreign(),
+            returning_bytes: device.memory.returning(),
+            leaked_bytes: device.memory.leaked(),
             headroom_bytes: device.entry.headroom_bytes,
             allocatable_bytes: device.allocatable(),
             utilization_percent: device.utilization(),
@@ -241,6 +263,7 @@ impl Allocator {
     /// Sets the host's policy.
     pub fn set_policy(&self, policy: Policy) {
         self.core().scheduler.policy = policy;
+        self.count();
     }
 
     /// Whether `cuda` means the processor where no GPU can run tasks.
@@ -265,6 +288,11 @@ impl Allocator {
         self.change(|core| core.scheduler.set_pools(pools));
     }
 
+    /// Sets the memory of a device that no lease takes, in bytes. Tasks that run stay.
+    pub fn set_headroom(&self, id: DeviceId, bytes: u64) -> Result<(), Refusal> {
+        self.change(|core| core.scheduler.set_headroom(id, bytes))
+    }
+
     /// Keeps new tasks away from a device, or lets them in again. Tasks that run stay.
     pub fn drain(&self, id: DeviceId, draining: bool) -> Result<(), Refusal> {
         self.change(|core| core.scheduler.drain(id, draining))
@@ -281,6 +309,7 @@ impl Allocator {
         let mut core = self.core();
         let changed = core.scheduler.measure(measurements);
         let wakers = core.deliver();
+        self.count();
         drop(core);
         wakers.into_iter().for_each(Waker::wake);
         if changed {
@@ -325,8 +354,7 @@ impl Future for Ticket {
             return Poll::Pending;
         };
         drop(core);
-        let allocator = Arc::clone(&self.allocator);
-        Poll::Ready(decision.map(|grant| Lease { allocator, grant }))
+        Poll::Ready(decision.map(|grant| Lease::new(&self.allocator, grant)))
     }
 }
 
@@ -338,13 +366,11 @@ impl Drop for Ticket {
             core.scheduler.cancel(self.number);
         }
         let wakers = core.deliver();
+        self.allocator.count();
         drop(core);
         wakers.into_iter().for_each(Waker::wake);
         if let Some(Slot::Decided(Ok(grant))) = slot {
-            drop(Lease {
-                allocator: Arc::clone(&self.allocator),
-                grant,
-            });
+            drop(Lease::new(&self.allocator, grant));
         }
     }
 }
@@ -354,6 +380,18 @@ impl Drop for Ticket {
 pub struct Lease {
     allocator: Arc<Allocator>,
     grant: Grant,
+    /// Something waits until its memory has returned.
+    watched: bool,
+}
+
+impl Lease {
+    fn new(allocator: &Arc<Allocator>, grant: Grant) -> Self {
+        Self {
+            allocator: Arc::clone(allocator),
+            grant,
+            watched: false,
+        }
+    }
 }
 
 impl Lease {
@@ -372,28 +410,82 @@ impl Lease {
         self.grant.fallback_reason.as_deref()
     }
 
-    /// Takes a worker's word for what it has taken of the lease, in bytes.
-    pub fn observed(&self, bytes: u64) {
+    /// Takes a worker's word for what it has taken of the lease. Gives all of it in bytes, the overhead
+    /// of a context included.
+    pub fn observed(&self, taken: Taken) -> u64 {
         let Grant { place, lease, .. } = self.grant;
-        self.allocator
-            .core()
-            .scheduler
-            .ledger
-            .observe(place, lease, bytes);
+        let mut core = self.allocator.core();
+        let observed = core.scheduler.ledger.observe(place, lease, taken);
+        self.allocator.count();
+        observed
+    }
+
+    /// Ends it, and gives what watches its memory return.
+    pub fn release(mut self) -> Returning {
+        self.watched = true;
+        let Grant { place, lease, .. } = self.grant;
+        Returning {
+            allocator: Arc::clone(&self.allocator),
+            device: self.grant.device,
+            place,
+            lease,
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let Grant { place, lease, .. } = self.grant;
+        self.allocator.change(|core| {
+            core.scheduler.end(place, lease);
+            if !self.watched {
+                core.scheduler.ledger.write_off(place, lease);
+            }
+        });
+    }
+}
+
+/// What a lease that has ended gave back, until it is seen free. Dropping it writes off the rest.
+#[derive(Debug)]
+#[must_use = "what returns is written off when this is dropped"]
+pub struct Returning {
+    allocator: Arc<Allocator>,
+    device: DeviceId,
+    place: usize,
+    lease: u64,
+}
+
+impl Returning {
+    /// The device.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// Takes a new measurement of the memory in use on the device, in bytes, where there is one. Gives
+    /// the bytes that are still to return.
+    pub fn seen(&self, used_bytes: Option<u64>) -> u64 {
+        let (place, lease) = (self.place, self.lease);
         self.allocator
-            .change(|core| core.scheduler.end(place, lease));
+            .change(|core| core.scheduler.returned(place, lease, used_bytes))
+    }
+
+    /// Waits no longer. Gives the bytes that have leaked.
+    pub fn write_off(&self) -> u64 {
+        let (place, lease) = (self.place, self.lease);
+        self.allocator
+            .change(|core| core.scheduler.ledger.write_off(place, lease))
+    }
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        self.write_off();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
     use std::task::Wake;
     use std::thread::Thread;
     use std::time::Duration;
@@ -478,6 +570,53 @@ mod tests {
         drop(first);
         assert_eq!(waiting.join().unwrap(), Some(DeviceId::Cuda(0)));
         assert_eq!((counts(&allocator), allocator.waiting()), (vec![0, 0], 0));
+    }
+
+    #[test]
+    fn a_lease_that_ends_is_watched_until_its_memory_returns_or_has_leaked() {
+        let (allocator, gpu) = (machine(1), DeviceId::Cuda(0));
+        let measure = |used| {
+            let measurement = Measurement {
+                used_bytes: Some(used),
+                ..Measurement::default()
+            };
+            allocator.measured(&[(gpu, measurement)]);
+        };
+        let figures = || {
+            let usage = allocator.usage();
+            let gpu = usage.iter().find(|usage| usage.device == gpu).unwrap();
+            (
+                gpu.observed_bytes,
+                gpu.returning_bytes,
+                gpu.leaked_bytes,
+                gpu.foreign_bytes,
+            )
+        };
+        let taken = Taken {
+            context: true,
+            session_bytes: 10,
+        };
+        measure(4);
+        for watched in [true, false] {
+            let version = allocator.version();
+            let lease = wait(allocator.submit(training(10, 0)).unwrap()).unwrap();
+            assert_eq!(lease.observed(taken), 10);
+            measure(14);
+            assert_eq!(figures(), (10, 0, 0, 4));
+            assert!(allocator.version() > version);
+            if watched {
+                let returning = lease.release();
+                assert_eq!(figures(), (0, 10, 0, 4));
+                assert_eq!((returning.seen(None), returning.seen(Some(12))), (10, 8));
+                assert_eq!(returning.write_off(), 8);
+                assert_eq!(figures(), (0, 0, 8, 12));
+            } else {
+                drop(lease);
+                assert_eq!(figures(), (0, 0, 10, 14));
+            }
+            measure(4);
+            assert_eq!(figures(), (0, 0, 0, 4));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The ledger: what every device has, and who holds how much of it. No lock, no clock.
 
+use crate::memory::{Average, Memory};
 use crate::policy::Candidate;
 use crate::pool::{GpuFacts, Pool};
 use crate::queue::Place;
@@ -73,16 +74,21 @@ pub struct Measurement {
     pub temperature_c: Option<u32>,
 }
 
+/// What a worker has taken of its lease.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Whether it has made a context.
+    pub context: bool,
+    /// What its sessions hold, in bytes.
+    pub session_bytes: u64,
+}
+
 /// A lease as the ledger has it.
 #[derive(Debug, Clone)]
 pub(crate) struct Holding {
     pub(crate) lease: u64,
     pub(crate) task: String,
     pub(crate) kind: Kind,
-    /// All that the lease may take, the overhead included.
-    pub(crate) reserved: u64,
-    /// What it has taken by its worker's word, the overhead included.
-    pub(crate) observed: u64,
 }
 
 /// A device that is kept for a wish which others have passed often enough.
@@ -118,15 +124,7 @@ pub(crate) struct Device {
     pub(crate) counts: PerKind<u32>,
     pub(crate) pools: Vec<usize>,
     pub(crate) hold: Option<Hold>,
-    /// The sums over its leases.
-    reserved: u64,
-    observed: u64,
-    /// Memory in use at the last measurement, with what leases have been seen to take and to give back
-    /// since.
-    used: Option<u64>,
-    /// Memory that other programs held at the last measurement, and its running average.
-    foreign: u64,
-    foreign_average: u64,
+    pub(crate) memory: Memory,
     utilization: Option<f64>,
     thermal_margin_c: Option<i32>,
     temperature_c: Option<u32>,
@@ -151,11 +149,7 @@ impl Device {
             counts: PerKind::default(),
             pools: Vec::new(),
             hold: None,
-            reserved: 0,
-            observed: 0,
-            used: None,
-            foreign: 0,
-            foreign_average: 0,
+            memory: Memory::default(),
             utilization: None,
             thermal_margin_c: None,
             temperature_c: None,
@@ -185,37 +179,15 @@ impl Device {
             .saturating_sub(self.entry.headroom_bytes)
     }
 
-    /// What other programs are counted with: the last measurement, or what they held on average where
-    /// that is more, so that a moment's dip is not taken for room.
-    pub(crate) fn foreign(&self) -> u64 {
-        self.foreign.max(self.foreign_average)
-    }
-
-    pub(crate) fn reserved(&self) -> u64 {
-        self.reserved
-    }
-
     /// Percent of the time in which kernels ran, averaged over some samples.
     pub(crate) fn utilization(&self) -> Option<f64> {
         self.utilization
     }
 
-    pub(crate) fn observed(&self) -> u64 {
-        self.observed
-    }
-
-    /// Bytes that a lease can take now: what the ledger leaves or what was measured leaves, whichever
-    /// is less.
+    /// Bytes that a lease can take now.
     pub(crate) fn allocatable(&self) -> u64 {
-        let total = self.entry.memory_bytes;
-        let by_ledger = total.saturating_sub(self.reserved.saturating_add(self.foreign()));
-        let promised = self.reserved - self.observed;
-        let by_measurement = self.used.map_or(u64::MAX, |used| {
-            total.saturating_sub(used.saturating_add(promised))
-        });
-        by_ledger
-            .min(by_measurement)
-            .saturating_sub(self.entry.headroom_bytes)
+        self.memory
+            .allocatable(self.entry.memory_bytes, self.entry.headroom_bytes)
     }
 
     /// Takes a measurement; true where it leaves more room than the last.
@@ -234,21 +206,13 @@ impl Device {
             self.utilization
                 .map_or(now, |before| before + (now - before) / 3.0)
         });
-        let Some(used) = measurement.used_bytes else {
-            return cooled;
-        };
         let before = self.allocatable();
-        // A lease that has not told yet what it took may have taken all of it.
-        let known = self.holdings.iter().map(|held| match held.observed {
-            0 => held.reserved,
-            observed => observed,
-        });
-        self.foreign = used.saturating_sub(known.fold(0, u64::saturating_add));
-        self.foreign_average = match self.used {
-            None => self.foreign,
-            Some(_) => self.foreign_average / 2 + self.foreign / 2,
+        // What a probe takes is no other program's, and is gone with it.
+        let average = match self.entry.state {
+            State::Probing => Average::Restart,
+            State::Ready | State::Unable(_) => Average::Move,
         };
-        self.used = Some(used);
+        self.memory.measure(measurement.used_bytes, average);
         cooled || self.allocatable() > before
     }
 
@@ -450,16 +414,13 @@ impl Ledger {
     pub(crate) fn grant(&mut self, place: usize, request: &Request) -> u64 {
         self.leases += 1;
         let device = &mut self.devices[place];
-        let reserved = device.need(request);
+        device.memory.grant(self.leases, device.need(request));
         device.last_grant = self.leases;
-        device.reserved = device.reserved.saturating_add(reserved);
         *device.counts.of_mut(request.kind) += 1;
         device.holdings.push(Holding {
             lease: self.leases,
             task: request.task.clone(),
             kind: request.kind,
-            reserved,
-            observed: 0,
         });
         for &pool in &device.pools {
             *self.pools[pool].counts.of_mut(request.kind) += 1;
@@ -476,13 +437,7 @@ impl Ledger {
             return Vec::new();
         };
         let held = device.holdings.remove(at);
-        device.reserved = device
-            .holdings
-            .iter()
-            .map(|held| held.reserved)
-            .fold(0, u64::saturating_add);
-        device.observed -= held.observed;
-        device.used = device.used.map(|used| used.saturating_sub(held.observed));
+        device.memory.end(lease);
         *device.counts.of_mut(held.kind) -= 1;
         let mut free = vec![place];
         for &pool in &device.pools {
@@ -502,21 +457,37 @@ impl Ledger {
         free
     }
 
-    /// Takes a worker's word for what its lease has taken, in bytes, the overhead included.
-    pub(crate) fn observe(&mut self, place: usize, lease: u64, bytes: u64) {
+    /// Takes a worker's word for what its lease has taken: whether a context, and the bytes of its
+    /// sessions. Gives all of it in bytes, the overhead of a context included.
+    pub(crate) fn observe(&mut self, place: usize, lease: u64, taken: Taken) -> u64 {
         let device = &mut self.devices[place];
-        let Some(held) = device.holdings.iter_mut().find(|held| held.lease == lease) else {
-            return;
+        let overhead = if taken.context {
+            device.entry.overhead_bytes
+        } else {
+            0
         };
-        let bytes = bytes
-            .saturating_add(device.entry.overhead_bytes)
-            .min(held.reserved);
-        device.used = device
-            .used
-            .map(|used| used.saturating_sub(held.observed).saturating_add(bytes));
-        device.observed = device.observed - held.observed + bytes;
-        held.observed = bytes;
+        let bytes = taken.session_bytes.saturating_add(overhead);
+        let observed = device.memory.observe(lease, bytes, taken.session_bytes > 0);
         self.refresh(place);
+        observed
+    }
+
+    /// Takes the memory in use on a device, measured out of turn; true where it leaves more room than
+    /// before.
+    pub(crate) fn used(&mut self, place: usize, used_bytes: u64) -> bool {
+        let before = self.devices[place].allocatable();
+        self.devices[place]
+            .memory
+            .measure(Some(used_bytes), Average::Keep);
+        self.refresh(place);
+        self.devices[place].allocatable() > before
+    }
+
+    /// Waits no longer for what an ended lease gave back. Gives the bytes that have leaked.
+    pub(crate) fn write_off(&mut self, place: usize, lease: u64) -> u64 {
+        let leaked = self.devices[place].memory.write_off(lease);
+        self.refresh(place);
+        leaked
     }
 
     /// Takes a measurement; true where it leaves more room than the last.
@@ -563,12 +534,13 @@ impl Ledger {
                 )
             }
             Block::Memory => format!(
-                "{id} has {} bytes free, the task needs {}; leases hold {}, other programs {}, {} are \
-                 kept free",
+                "{id} has {} bytes free, the task needs {}; leases hold {}, other programs {}, tasks \
+                 that ended {}, {} are kept free",
                 device.allocatable(),
                 device.need(request),
-                device.reserved,
-                device.foreign(),
+                device.memory.reserved(),
+                device.memory.foreign_counted(),
+                device.memory.returning(),
                 device.entry.headroom_bytes
             ),
             Block::Held => format!("{id} is kept for a task that has waited longer"),

@@ -8,6 +8,7 @@
 mod allocator;
 mod gpu;
 mod ledger;
+mod memory;
 mod monitor;
 mod nvml;
 mod policy;
@@ -18,9 +19,9 @@ mod scheduler;
 mod selector;
 mod visible;
 
-pub use allocator::{Allocator, Lease, PoolUsage, Ticket, Usage};
+pub use allocator::{Allocator, Lease, PoolUsage, Returning, Ticket, Usage};
 pub use gpu::{Gpu, Snapshot};
-pub use ledger::{DeviceEntry, Measurement, State};
+pub use ledger::{DeviceEntry, Measurement, State, Taken};
 pub use monitor::Monitor;
 pub use nvml::memory_used;
 pub use policy::{InvalidPolicy, Policy};

@@ -157,6 +157,17 @@ impl Scheduler {
         self.decide(free, Vec::new());
     }
 
+    /// Takes the memory in use on a device, in bytes, measured because an ended lease is to be seen to
+    /// give its own back. Gives what is still to come.
+    pub(crate) fn returned(&mut self, place: usize, lease: u64, used_bytes: Option<u64>) -> u64 {
+        if let Some(used_bytes) = used_bytes
+            && self.ledger.used(place, used_bytes)
+        {
+            self.decide(vec![place], Vec::new());
+        }
+        self.ledger.devices[place].memory.returning_of(lease)
+    }
+
     /// Takes measurements of GPUs; true where one left more room than before.
     pub(crate) fn measure(&mut self, measurements: &[(DeviceId, Measurement)]) -> bool {
         let mut free = Vec::new();
@@ -186,6 +197,18 @@ impl Scheduler {
             });
         }
         self.review();
+    }
+
+    /// Sets the memory of a device that no lease takes, in bytes.
+    pub(crate) fn set_headroom(&mut self, id: DeviceId, bytes: u64) -> Result<(), Refusal> {
+        let place = self
+            .ledger
+            .find(id)
+            .ok_or_else(|| self.unknown(&Selector::Device(id)))?;
+        self.ledger
+            .change(place, |entry| entry.headroom_bytes = bytes);
+        self.review();
+        Ok(())
     }
 
     /// Keeps new tasks away from a device, or lets them in again.
@@ -589,7 +612,10 @@ impl Scheduler {
     fn could_take(&self, place: usize, request: &Request) -> bool {
         let device = &self.ledger.devices[place];
         self.ledger.eligible(device, &request.plugin).is_ok()
-            && device.need(request) <= device.most().saturating_sub(device.foreign())
+            && device.need(request)
+                <= device
+                    .most()
+                    .saturating_sub(device.memory.foreign_counted())
     }
 
     /// Keeps a device for a wish: of those that it could take, one with a free slot, then the one with

@@ -3,6 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ledger::Taken;
 use crate::request::Limits;
 
 const GB: u64 = 1 << 30;
@@ -54,6 +55,14 @@ fn training(selector: &str, gigabytes: u64, second: u64) -> Request {
 
 fn inference(selector: &str, gigabytes: u64, second: u64) -> Request {
     wish(selector, Kind::Inference, gigabytes, second)
+}
+
+/// What a worker takes whose sessions hold so much.
+fn session(gigabytes: u64) -> Taken {
+    Taken {
+        context: true,
+        session_bytes: gigabytes * GB,
+    }
 }
 
 fn limits(training: Option<u32>, inference: Option<u32>) -> PartialLimits {
@@ -232,10 +241,10 @@ fn what_other_programs_hold_is_waited_for_with_leases_and_without() {
     let lease = s.ledger.devices[place].holdings[0].lease;
     // What the lease takes is not counted again, before its worker tells and after.
     s.measured(0, 14);
-    assert_eq!(s.ledger.devices[place].foreign(), 0);
-    s.ledger.observe(place, lease, 14 * GB);
+    assert_eq!(s.ledger.devices[place].memory.foreign_counted(), 0);
+    s.ledger.observe(place, lease, session(14));
     s.measured(0, 14);
-    assert_eq!(s.ledger.devices[place].foreign(), 0);
+    assert_eq!(s.ledger.devices[place].memory.foreign_counted(), 0);
     assert_eq!(s.ledger.devices[place].allocatable(), 10 * GB);
     // Another program grows while the lease is held.
     s.measured(0, 20);
@@ -245,9 +254,41 @@ fn what_other_programs_hold_is_waited_for_with_leases_and_without() {
         reason.contains(&format!("other programs {}", 6 * GB)),
         "{reason}"
     );
-    // What the lease gives back is free at once.
+    // What the lease gives back is free once it is seen to be.
     s.end(place, lease);
+    assert!(
+        s.reason(second)
+            .unwrap()
+            .contains(&format!("ended {}", 14 * GB))
+    );
+    assert_eq!(s.returned(place, lease, Some(20 * GB)), 14 * GB);
+    assert_eq!(s.grants(), []);
+    assert_eq!(s.returned(place, lease, Some(6 * GB)), 0);
     assert_eq!(s.grants(), [(second, "cuda:0".to_owned())]);
+}
+
+#[test]
+fn what_a_probe_takes_is_not_counted_once_it_is_gone() {
+    let mut gpu = entry(DeviceId::Cuda(0), 24);
+    gpu.state = State::Probing;
+    let mut s = Scheduler::new(vec![gpu], Policy::default());
+    s.measured(0, 5);
+    s.measured(0, 1);
+    s.settle(DeviceId::Cuda(0), Ok(0));
+    assert_eq!(s.ledger.devices[0].allocatable(), 23 * GB);
+}
+
+#[test]
+fn the_headroom_is_changed_while_tasks_wait() {
+    let mut s = machine(1);
+    let gpu = DeviceId::Cuda(0);
+    s.set_headroom(gpu, 4 * GB).unwrap();
+    let _held = s.granted(inference("cuda:0", 10, 0));
+    let (waiting, _) = s.waits(inference("cuda:0", 12, 1));
+    s.set_headroom(gpu, 2 * GB).unwrap();
+    assert_eq!(s.grants(), [(waiting, "cuda:0".to_owned())]);
+    let refusal = s.set_headroom(DeviceId::Cuda(1), 0).unwrap_err();
+    assert_eq!(refusal.code(), "device.unknown");
 }
 
 #[test]
@@ -257,7 +298,7 @@ fn promised_memory_counts_though_nothing_is_taken_yet() {
     let first = s.granted(inference("cuda:0", 20, 0));
     s.measured(0, 0);
     s.waits(inference("cuda:0", 5, 1));
-    s.ledger.observe(first.place, first.lease, 20 * GB);
+    s.ledger.observe(first.place, first.lease, session(20));
     // The measurement is older than what the worker tells: it does not make room.
     assert_eq!(s.ledger.devices[first.place].allocatable(), 4 * GB);
 }
@@ -277,7 +318,7 @@ fn a_gpu_that_is_probed_makes_tasks_wait_and_its_overhead_counts() {
         "memory.never-fits"
     );
     assert_eq!(decided[&fits].as_ref().unwrap().bytes, 23 * GB);
-    assert_eq!(s.ledger.devices[1].reserved(), 24 * GB);
+    assert_eq!(s.ledger.devices[1].memory.reserved(), 24 * GB);
     // A GPU that fails moves those that asked for any to the processor, and refuses the others.
     let (any, _) = s.waits(training("cuda", 1, 2));
     let (pinned, _) = s.waits(training("cuda:0", 1, 3));
@@ -587,6 +628,7 @@ fn a_task_that_waits_for_a_slot_or_for_other_programs_keeps_nothing_from_others(
     for second in 0..40 {
         let grant = s.granted(inference("cuda", 1, 2 + second));
         s.end(grant.place, grant.lease);
+        s.measured(0, 12);
     }
     let mut s = machine(1);
     s.measured(0, 10);
@@ -594,6 +636,7 @@ fn a_task_that_waits_for_a_slot_or_for_other_programs_keeps_nothing_from_others(
     for second in 0..40 {
         let grant = s.granted(inference("cuda", 1, 2 + second));
         s.end(grant.place, grant.lease);
+        s.measured(0, 10);
     }
 }
 
@@ -667,11 +710,11 @@ impl Schedule {
             let mine = || self.leases.iter().filter(|(grant, _)| grant.place == place);
             prop_assert_eq!(device.holdings.len(), mine().count());
             prop_assert_eq!(
-                device.reserved(),
+                device.memory.reserved(),
                 mine().map(|(_, request)| device.need(request)).sum::<u64>()
             );
-            prop_assert!(device.reserved() <= device.most());
-            prop_assert!(device.observed() <= device.reserved());
+            prop_assert!(device.memory.reserved() <= device.most());
+            prop_assert!(device.memory.observed() <= device.memory.reserved());
             for request in self.waiting.values() {
                 let fits = self.s.ledger.admit(place, request).is_ok();
                 prop_assert_eq!(self.s.ledger.fits(place, request), fits);
@@ -750,7 +793,7 @@ proptest! {
                 }
                 Step::Observe(at, gigabytes) if !leases.is_empty() => {
                     let (grant, _) = &leases[at % leases.len()];
-                    s.ledger.observe(grant.place, grant.lease, gigabytes * GB);
+                    s.ledger.observe(grant.place, grant.lease, session(gigabytes));
                 }
                 Step::End(_) | Step::Observe(..) => {}
                 Step::Measure(gpu, used) => s.measured(gpu, used),
