@@ -1,6 +1,7 @@
 //! The machine: its devices as the allocator, plugins and people see them.
 
 pub mod gpus;
+pub mod returned;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -180,7 +181,13 @@ impl Machine {
             let (id, uuid) = (DeviceId::Cuda(gpu.index), gpu.uuid.clone()?);
             let (settling, depth) = (Arc::clone(&allocator), depth(id));
             let thread = std::thread::Builder::new().name(format!("probe-{id}"));
-            let spawned = thread.spawn(move || settling.settle(id, probe(&uuid, depth)));
+            let monitor = monitor.clone();
+            let spawned = thread.spawn(move || {
+                let outcome = probe(&uuid, depth);
+                // What the probe held is seen to be gone before tasks are admitted.
+                monitor.refresh();
+                settling.settle(id, outcome);
+            });
             match spawned {
                 Ok(probe) => Some(probe),
                 Err(error) => {

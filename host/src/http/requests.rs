@@ -166,7 +166,7 @@ impl Training {
                 .or(earlier.and_then(|task| task.device_requested.clone()))
                 .unwrap_or_else(cuda),
             tf32: self.tf32 || earlier.is_some_and(|task| task.tf32),
-            policy: self.policy,
+            policy: policy(self.policy)?.or(earlier.and_then(|task| task.policy)),
             priority: self.priority,
             data,
             weights,
@@ -215,7 +215,7 @@ impl Inference {
             params: self.params,
             device: self.device,
             tf32: self.tf32,
-            policy: self.policy,
+            policy: policy(self.policy)?,
             priority: self.priority,
             data,
             weights: Some(self.weight_path),
@@ -235,7 +235,7 @@ struct Common {
     params: Map<String, Value>,
     device: String,
     tf32: bool,
-    policy: Option<String>,
+    policy: Option<devices::Policy>,
     priority: u8,
     data: Vec<crate::tasks::task::DataSource>,
     weights: Option<PathBuf>,
@@ -243,6 +243,11 @@ struct Common {
     resume: Option<PathBuf>,
     id: Option<String>,
     description: Option<String>,
+}
+
+fn policy(named: Option<String>) -> Result<Option<devices::Policy>, Problem> {
+    let parsed = named.as_deref().map(str::parse).transpose();
+    parsed.map_err(|error: devices::InvalidPolicy| Problem::invalid("device.policy", error))
 }
 
 fn common(c: Common) -> Result<Submission, Problem> {
@@ -254,12 +259,6 @@ fn common(c: Common) -> Result<Submission, Problem> {
     }
     let parsed: Result<devices::Selector, _> = c.device.parse();
     parsed.map_err(|error| Problem::invalid("device.invalid", error))?;
-    let policy = c
-        .policy
-        .as_deref()
-        .map(str::parse::<devices::Policy>)
-        .transpose();
-    let policy = policy.map_err(|error| Problem::invalid("device.policy", error))?;
     let kind = match c.kind {
         TaskKind::Training => "training",
         TaskKind::Inference => "inference",
@@ -275,7 +274,7 @@ fn common(c: Common) -> Result<Submission, Problem> {
         parameters: parameters.map_err(|error| Problem::invalid(error.code(), error))?,
         device: Some(c.device),
         tf32: c.tf32,
-        policy,
+        policy: c.policy,
         priority: c.priority,
         description: c.description,
         data: c.data,

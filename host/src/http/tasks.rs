@@ -42,6 +42,7 @@ fn response(record: &TaskRecord) -> Value {
         "tf32": record.tf32,
         "policy": record.policy,
         "lease_bytes": record.lease_bytes,
+        "lease_observed_bytes": record.lease_observed_bytes,
         "scratch_bytes": record.scratch_bytes,
         "error_code": record.error_code,
         "output": record.output,

@@ -34,6 +34,8 @@ pub fn fields(gpu: &Gpu, usage: Option<&Usage>) -> serde_json::Result<Value> {
         "lease_reserved_bytes": usage.map(|usage| usage.reserved_bytes),
         "lease_observed_bytes": usage.map(|usage| usage.observed_bytes),
         "foreign_used_bytes": usage.map(|usage| usage.foreign_bytes),
+        "returning_bytes": usage.map(|usage| usage.returning_bytes),
+        "leaked_bytes": usage.map(|usage| usage.leaked_bytes),
         "allocatable_bytes": usage.map(|usage| usage.allocatable_bytes),
         "headroom_bytes": usage.map(|usage| usage.headroom_bytes),
         "active_leases": usage.map(|usage| usage.tasks.len()),

@@ -201,6 +201,7 @@ impl Tasks {
             tf32: submission.tf32,
             policy: submission.policy,
             lease_bytes: None,
+            lease_observed_bytes: None,
             scratch_bytes: None,
             priority: submission.priority,
             description: submission.description,
@@ -507,6 +508,17 @@ impl Inner {
             planning.planned = true;
         }
         self.changed();
+    }
+
+    /// The task plans once more.
+    fn plans_again(&self, record: &TaskRecord, place: Place) {
+        let device = record.device_requested.clone().unwrap_or_default();
+        let planning = Planning {
+            key: (device, record.kind.into()),
+            place,
+            planned: false,
+        };
+        self.live().planning.insert(record.id.clone(), planning);
     }
 
     /// The task holds its lease.

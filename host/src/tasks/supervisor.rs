@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use devices::{Lease, Place, Refusal, Request, Selector, Ticket};
+use devices::{DeviceId, Lease, Place, Refusal, Request, Selector, Taken, Ticket};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::store::Event;
 use super::task::{DeviceMemory, TaskKind, TaskRecord, TaskState};
 use super::{Inner, now};
+use crate::machine::returned::Returned;
 use crate::worker::protocol::{
     DataGrant, Failure, FromWorker, Grant, LeaseRequest, Start, ToWorker, receive, send,
 };
@@ -20,6 +22,11 @@ use crate::worker::spawn;
 const SILENCE: Duration = Duration::from_secs(30);
 /// A worker that was told to cancel is killed after so long.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// A task whose worker died waits so long at most for its memory to return: the driver takes it back
+/// with the process.
+const CRASHED: Duration = Duration::from_millis(500);
+/// The code of memory that ran out in spite of the lease.
+const EXHAUSTED: &str = "memory.exhausted";
 
 /// How a task ended.
 struct End {
@@ -42,14 +49,28 @@ pub(super) async fn run(inner: &Arc<Inner>, id: &str, place: Place, told: watch:
     let Ok(mut record) = inner.store.get(id) else {
         return;
     };
-    let end = match supervise(inner, &mut record, place, told).await {
-        Ok(end) => end,
-        Err(error) => failed("worker.failed", format!("{error:#}")),
-    };
+    let mut end = attempt(inner, &mut record, place, told.clone()).await;
+    // Another program was faster with the memory. It is measured now, and the task has not begun.
+    if end.code.as_deref() == Some(EXHAUSTED) && record.started_at.is_none() {
+        let again = format!("{}; the task is tried once more", end.message);
+        inner.record(&mut record, Some(event("warning", again)));
+        inner.plans_again(&record, place);
+        end = attempt(inner, &mut record, place, told).await;
+    }
     if end.state == TaskState::Interrupted && record.state == TaskState::Queued {
         return;
     }
     inner.end(&mut record, end.state, &end.message, end.code);
+}
+
+async fn attempt(
+    inner: &Arc<Inner>,
+    record: &mut TaskRecord,
+    place: Place,
+    told: watch::Receiver<bool>,
+) -> End {
+    let supervised = supervise(inner, record, place, told).await;
+    supervised.unwrap_or_else(|error| failed("worker.failed", format!("{error:#}")))
 }
 
 fn start(inner: &Inner, record: &TaskRecord) -> Start {
@@ -108,6 +129,7 @@ async fn supervise(
     let mut changes = inner.changes.subscribe();
     let mut last_word = Instant::now();
     let (mut lease, mut wish): (Option<Lease>, Option<Ticket>) = (None, None);
+    let mut returning = None;
     let mut cancelled: Option<Instant> = None;
     let end = loop {
         let until = cancelled
@@ -127,17 +149,24 @@ async fn supervise(
                         Ok(ticket) => wish = Some(ticket),
                         Err(failure) => tell(&mut sink, ToWorker::Refused(failure)).await,
                     },
-                    FromWorker::LeaseReleased => lease = None,
+                    FromWorker::LeaseReleased => {
+                        returning = lease.take().map(|lease| release(inner, lease)).or(returning);
+                    }
                     FromWorker::Finished { failure } => {
                         let completed = || End { state: TaskState::Completed, message: "completed".to_owned(), code: None };
                         let end = failure.map_or_else(completed, |failure| failed(&failure.code, failure.message));
                         worker.ended(PATIENCE).await;
                         break Some(end);
                     }
-                    running @ FromWorker::Running { .. } => {
-                        if let FromWorker::Running { bytes, .. } = running {
-                            lease.iter().for_each(|lease| lease.observed(bytes));
+                    FromWorker::Memory { context, session_bytes } => {
+                        let taken = Taken { context, session_bytes };
+                        let observed = lease.as_ref().map(|lease| lease.observed(taken));
+                        if observed > record.lease_observed_bytes {
+                            record.lease_observed_bytes = observed;
+                            inner.record(record, None);
                         }
+                    }
+                    running @ FromWorker::Running { .. } => {
                         observe(inner, record, lease.as_ref()).await;
                         note(inner, record, running);
                     }
@@ -171,8 +200,12 @@ async fn supervise(
             }
         }
     };
-    drop(lease);
-    settle(inner, record).await;
+    // A worker that ended well has given its lease back before.
+    let crashed = lease.is_some();
+    returning = lease.map(|lease| release(inner, lease)).or(returning);
+    if let Some(returning) = returning {
+        settle(inner, record, returning, crashed).await;
+    }
     Ok(match (cancelled, end) {
         (None, Some(end)) => end,
         (Some(_), Some(end)) if end.state == TaskState::Completed => end,
@@ -266,27 +299,35 @@ async fn observe(inner: &Inner, record: &mut TaskRecord, lease: Option<&Lease>) 
     }
 }
 
-/// Waits until the memory of a task that has ended is back on its GPU, a while at most, and notes
-/// what is in use then.
-async fn settle(inner: &Inner, record: &mut TaskRecord) {
-    let device = record
-        .device
-        .as_ref()
-        .and_then(|device| device.parse().ok());
-    let (Some(memory), Some(Selector::Device(device))) = (&mut record.device_memory, device) else {
+/// Ends a lease, and watches its memory return while the task goes on.
+fn release(inner: &Inner, lease: Lease) -> (DeviceId, JoinHandle<Returned>) {
+    let (machine, returning) = (Arc::clone(&inner.settings.machine), lease.release());
+    let device = returning.device();
+    let watching = tokio::spawn(async move { machine.returned(returning).await });
+    (device, watching)
+}
+
+/// Waits until the memory of a task that has ended is back on its GPU or has leaked, and notes what is
+/// in use then.
+async fn settle(
+    inner: &Inner,
+    record: &mut TaskRecord,
+    (device, returning): (DeviceId, JoinHandle<Returned>),
+    crashed: bool,
+) {
+    let Some(memory) = &mut record.device_memory else {
         return;
     };
-    let end = Instant::now() + PATIENCE;
-    loop {
-        memory.after_bytes = inner.settings.machine.used_bytes(device).await;
-        let back = memory
-            .after_bytes
-            .is_none_or(|after| after <= memory.before_bytes);
-        if back || Instant::now() >= end {
-            break;
+    let bound = if crashed { CRASHED } else { Duration::MAX };
+    let mut leaked = None;
+    memory.after_bytes = match tokio::time::timeout(bound, returning).await {
+        Ok(Ok(returned)) => {
+            leaked = Some(returned.leaked_bytes).filter(|bytes| *bytes > 0);
+            returned.used_bytes
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        // What leaks is told by the one that watches.
+        Ok(Err(_)) | Err(_) => inner.settings.machine.used_bytes(device).await,
+    };
     let DeviceMemory {
         before_bytes,
         during_bytes,
@@ -301,6 +342,10 @@ async fn settle(inner: &Inner, record: &mut TaskRecord) {
         text(after_bytes)
     );
     inner.record(record, Some(event("info", told)));
+    if let Some(bytes) = leaked {
+        let told = format!("{bytes} bytes on {device} were not given back, and count as leaked");
+        inner.record(record, Some(event("warning", told)));
+    }
 }
 
 /// Records a lease that was granted, and tells the worker.
@@ -399,6 +444,7 @@ fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
         FromWorker::Heartbeat
         | FromWorker::AcquireLease(_)
         | FromWorker::LeaseReleased
+        | FromWorker::Memory { .. }
         | FromWorker::Finished { .. } => {}
     }
 }

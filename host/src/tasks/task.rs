@@ -161,6 +161,9 @@ pub struct TaskRecord {
     pub policy: Option<Policy>,
     /// Bytes of the lease on each device.
     pub lease_bytes: Option<u64>,
+    /// The most that the worker has taken of its lease, in bytes: its arena, and a context on a GPU.
+    #[serde(default)]
+    pub lease_observed_bytes: Option<u64>,
     /// The most host memory that libraries and staging take beside a session's own, in bytes.
     #[serde(default)]
     pub scratch_bytes: Option<u64>,

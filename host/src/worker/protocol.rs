@@ -36,12 +36,18 @@ pub enum ToWorker {
 pub enum FromWorker {
     /// The plans are made; this many bytes are needed on each device before work can start.
     AcquireLease(LeaseRequest),
+    /// What of its lease the worker has taken changed. What it takes is told afterwards, what it gives
+    /// back before: the supervisor never takes for free what is in use.
+    Memory {
+        /// Whether it has made a context on the GPU.
+        context: bool,
+        /// What its sessions hold, in bytes: by their arenas' word.
+        session_bytes: u64,
+    },
     /// The backend opened its session: the device on which the kernels run, by the backend's word.
     Running {
         /// `cpu` or `cuda:N`.
         device: String,
-        /// Memory taken there by all sessions of the lease, in bytes.
-        bytes: u64,
         /// The most host memory that libraries and staging take beside the session's own.
         scratch_bytes: u64,
     },
@@ -68,7 +74,7 @@ pub enum FromWorker {
     },
     /// The worker lives; sent every second.
     Heartbeat,
-    /// The lease was dropped by the plugin before the task's end.
+    /// The lease was dropped, all that it had taken is given back.
     LeaseReleased,
     /// The task ended; the last message.
     Finished {

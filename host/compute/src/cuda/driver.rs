@@ -85,7 +85,11 @@ impl DeviceMemory {
         let doing = || format!("taking {bytes} bytes of the GPU's memory");
         let size = usize::try_from(bytes).map_err(|_| Error::limit(doing()))?;
         // SAFETY: the memory is written before it is read: sessions fill what they do not compute.
-        let at = unsafe { result::malloc_sync(size) }.map_err(|e| failed(&doing(), e))?;
+        let at = unsafe { result::malloc_sync(size) };
+        let at = at.map_err(|error| match result::mem_get_info() {
+            Ok((free, all)) => failed(&format!("{}, {free} of {all} are free", doing()), error),
+            Err(_) => failed(&doing(), error),
+        })?;
         Ok(Self {
             context: Arc::clone(context),
             at,

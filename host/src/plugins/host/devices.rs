@@ -1,8 +1,9 @@
 //! `devices`: what a task may ask for, and its lease.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use compute::Backend;
 use wasmtime::component::Resource;
 
 use super::State;
@@ -32,7 +33,10 @@ pub struct Lease(pub(super) Arc<Held>);
 /// A lease, alive as long as the plugin's handle or a session on it is.
 pub(super) struct Held {
     pub(super) grant: Grant,
-    pub(super) used_bytes: AtomicU64,
+    /// What the sessions on it hold.
+    used_bytes: AtomicU64,
+    /// Made for the first session; the others share its context.
+    backend: Mutex<Option<Arc<dyn Backend>>>,
     /// The plugin dropped its handle.
     pub(super) dropped: AtomicBool,
     /// The error that ended the use of the device.
@@ -42,6 +46,7 @@ pub(super) struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        drop(self.backend().take());
         self.supervisor.tell(FromWorker::LeaseReleased);
     }
 }
@@ -158,6 +163,7 @@ impl devices::HostRequest for State {
         let held = Arc::new(Held {
             grant,
             used_bytes: AtomicU64::new(0),
+            backend: Mutex::default(),
             dropped: AtomicBool::new(false),
             lost: Mutex::default(),
             supervisor: Arc::clone(&self.grants.supervisor),
@@ -218,6 +224,45 @@ impl Held {
             lost.get_or_insert_with(|| error.clone());
         }
         told
+    }
+
+    fn backend(&self) -> MutexGuard<'_, Option<Arc<dyn Backend>>> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The backend of all sessions on the lease, made where there is none.
+    pub(super) fn backend_or(
+        &self,
+        make: impl FnOnce(&Grant) -> Result<Box<dyn Backend>>,
+    ) -> Result<Arc<dyn Backend>> {
+        let mut backend = self.backend();
+        if let Some(made) = &*backend {
+            return Ok(Arc::clone(made));
+        }
+        let made: Arc<dyn Backend> = Arc::from(make(&self.grant)?);
+        *backend = Some(Arc::clone(&made));
+        drop(backend);
+        self.tell_memory(self.used_bytes.load(Ordering::Relaxed));
+        Ok(made)
+    }
+
+    /// Notes what a session has taken.
+    pub(super) fn took(&self, bytes: u64) {
+        let before = self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tell_memory(before + bytes);
+    }
+
+    /// Notes what a session is about to give back.
+    pub(super) fn gives_back(&self, bytes: u64) {
+        let before = self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.tell_memory(before - bytes);
+    }
+
+    fn tell_memory(&self, session_bytes: u64) {
+        self.supervisor.tell(FromWorker::Memory {
+            context: self.grant.uuid.is_some() && self.backend().is_some(),
+            session_bytes,
+        });
     }
 
     /// The bytes of the lease that no session has taken.

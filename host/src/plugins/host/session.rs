@@ -102,9 +102,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.held
-            .used_bytes
-            .fetch_sub(self.used_bytes, Ordering::Relaxed);
+        self.held.gives_back(self.used_bytes);
     }
 }
 
@@ -139,10 +137,10 @@ impl model::HostSession for State {
             .collect::<Result<_>>()?;
         let held = Arc::clone(&self.table.get(&on)?.0);
         let known = plans.iter().map(OpenPlan::new).collect();
-        let backend = self.backend(&held.grant)?;
+        let backend = held.backend_or(|grant| self.backend(grant))?;
         let session = backend.open(plans, held.free_bytes())?;
         let used_bytes = session.used_bytes();
-        let before = held.used_bytes.fetch_add(used_bytes, Ordering::Relaxed);
+        held.took(used_bytes);
         let device = session.device().to_owned();
         let scratch_bytes = session.scratch_bytes();
         let session = self.table.push(Session {
@@ -153,7 +151,6 @@ impl model::HostSession for State {
         })?;
         self.tell(FromWorker::Running {
             device,
-            bytes: before + used_bytes,
             scratch_bytes,
         });
         Ok(session)
