@@ -8,33 +8,33 @@ use serde_json::{Value, json};
 use crate::gpu::{FOUR, stripes};
 use crate::{Home, Machine, Server};
 
-fn serve(home: &Home, machine: &Machine, more: &[&str]) -> Server {
+pub(crate) fn serve(home: &Home, machine: &Machine, more: &[&str]) -> Server {
     let arguments = [&["serve", "--listen", "127.0.0.1:0"], more].concat();
     let mut command = home.hangar(&arguments);
     machine.on(&mut command);
     Server::spawn(command)
 }
 
-fn get(server: &Server, path: &str) -> Value {
+pub(crate) fn get(server: &Server, path: &str) -> Value {
     let (status, answer) = server.call("GET", path, &Value::Null);
     assert_eq!(status, 200, "{answer}");
     answer
 }
 
-fn post(server: &Server, path: &str, body: &Value) -> Value {
+pub(crate) fn post(server: &Server, path: &str, body: &Value) -> Value {
     let (status, answer) = server.call("POST", path, body);
     assert_eq!(status, 200, "{answer}");
     answer
 }
 
 /// The code of a refusal.
-fn refused(server: &Server, path: &str, body: &Value) -> String {
+pub(crate) fn refused(server: &Server, path: &str, body: &Value) -> String {
     let (status, answer) = server.call("POST", path, body);
     assert_eq!(status, 422, "{answer}");
     answer["code"].as_str().unwrap().to_owned()
 }
 
-fn training(data: &Path, device: &str, id: &str) -> Value {
+pub(crate) fn training(data: &Path, device: &str, id: &str) -> Value {
     json!({
         "model": "cnn", "train_path": data, "val_path": data, "num_epochs": 1, "batch_size": 16, "device": device,
         "task_id": id,
@@ -42,7 +42,7 @@ fn training(data: &Path, device: &str, id: &str) -> Value {
 }
 
 /// Waits until a task says that it waits for this.
-fn waits(server: &Server, id: &str, reason: &str) {
+pub(crate) fn waits(server: &Server, id: &str, reason: &str) {
     let start = Instant::now();
     loop {
         let task = get(server, &format!("/api/v2/tasks/{id}"));
@@ -56,8 +56,8 @@ fn waits(server: &Server, id: &str, reason: &str) {
     }
 }
 
-const CONFIG: &str = "/api/v2/resources/config";
-const START: &str = "/api/v2/training/start";
+pub(crate) const CONFIG: &str = "/api/v2/resources/config";
+pub(crate) const START: &str = "/api/v2/training/start";
 
 #[test]
 fn a_gpu_is_shown_with_every_field_and_none_where_it_has_none() {

@@ -13,6 +13,7 @@ mod cpu;
 mod devices;
 mod gpu;
 mod identity;
+mod memory;
 mod models;
 mod training;
 

@@ -52,6 +52,8 @@ pub struct Change {
     pub cpu_fallback: Option<bool>,
     /// Limits of devices, of `cuda` (every GPU), of pools.
     pub limits: Vec<(Selector, PartialLimits)>,
+    /// Memory of GPUs, or of `cuda` (every GPU), that no lease takes, in bytes; none is the default.
+    pub headroom: Vec<(Selector, Option<u64>)>,
     /// Pools by name; none removes one.
     pub pools: Vec<(String, Option<Pool>)>,
     /// Devices that take no new tasks from now on, or do again.
@@ -67,6 +69,14 @@ pub enum ChangeError {
     /// `pool.invalid`.
     #[error(transparent)]
     Pool(#[from] InvalidPool),
+    /// `device.headroom`.
+    #[error("headroom of `{selector}`: {reason}")]
+    Headroom {
+        /// Of what it was to be.
+        selector: Selector,
+        /// Why it cannot be.
+        reason: String,
+    },
     /// `settings.failed`.
     #[error("{0:#}")]
     Failed(anyhow::Error),
@@ -78,12 +88,20 @@ impl ChangeError {
         match self {
             Self::Unknown(refusal) => refusal.code(),
             Self::Pool(_) => "pool.invalid",
+            Self::Headroom { .. } => "device.headroom",
             Self::Failed(_) => "settings.failed",
         }
     }
 }
 
-/// Memory of a GPU that no lease takes: 3 %, and 512 MiB at least, but no more than an eighth.
+/// Memory of a GPU for leases and other programs, in bytes: what the driver reserves for itself is
+/// neither used nor free.
+fn usable(gpu: &Gpu) -> u64 {
+    let known = gpu.memory_used_bytes.zip(gpu.memory_free_bytes);
+    known.map_or(0, |(used, free)| used + free)
+}
+
+/// Memory of a GPU that no lease takes where nothing is set: 3 %, and 512 MiB at least, but no more than an eighth.
 fn headroom(memory_bytes: u64) -> u64 {
     (memory_bytes / 100 * 3).max(memory_bytes.div_euclid(8).min(512 << 20))
 }
@@ -106,6 +124,32 @@ fn gpu(snapshot: &Snapshot, device: DeviceId) -> Option<&Gpu> {
     snapshot.gpus.iter().find(same)
 }
 
+/// Refuses a headroom that leaves a GPU nothing, or of what has none.
+fn check_headroom(
+    snapshot: &Snapshot,
+    selector: &Selector,
+    bytes: Option<u64>,
+) -> Result<(), ChangeError> {
+    let refuse = |reason| {
+        let selector = selector.clone();
+        Err(ChangeError::Headroom { selector, reason })
+    };
+    let gpus = match selector {
+        Selector::Device(DeviceId::Cpu) | Selector::Pool(_) => {
+            return refuse("name a GPU, or `cuda` for every GPU".to_owned());
+        }
+        Selector::Device(id) => gpu(snapshot, *id).map_or(&[][..], std::slice::from_ref),
+        Selector::AnyGpu => &snapshot.gpus[..],
+    };
+    let known = gpus.iter().map(usable).filter(|memory| *memory > 0);
+    match (bytes, known.min()) {
+        (Some(bytes), Some(least)) if bytes >= least => {
+            refuse(format!("{bytes} bytes of {least} leave nothing to tasks"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Why no task can run on a GPU now.
 fn reason(usage: &[Usage], gpu: &Gpu) -> Option<String> {
     let id = DeviceId::Cuda(gpu.index);
@@ -126,18 +170,17 @@ impl Machine {
         let snapshot = monitor.snapshot();
         let limits = |id| settings.limits(&key(&snapshot, id), default_limits(id));
         let draining = |id| settings.drained.contains(&key(&snapshot, id));
-        // What the driver reserves for itself is neither used nor free.
-        let memory_bytes_of = |gpu: &Gpu| {
-            let known = gpu.memory_used_bytes.zip(gpu.memory_free_bytes);
-            known.map_or(0, |(used, free)| used + free)
+        let headroom_bytes = |gpu: &Gpu| {
+            let key = key(&snapshot, DeviceId::Cuda(gpu.index));
+            settings.headroom_bytes(&key, headroom(usable(gpu)))
         };
         let gpus = snapshot.gpus.iter().map(|gpu| DeviceEntry {
             id: DeviceId::Cuda(gpu.index),
             uuid: gpu.uuid.clone(),
             model: gpu.name.clone(),
             compute_capability: gpu.compute_capability.clone(),
-            memory_bytes: memory_bytes_of(gpu),
-            headroom_bytes: headroom(memory_bytes_of(gpu)),
+            memory_bytes: usable(gpu),
+            headroom_bytes: headroom_bytes(gpu),
             overhead_bytes: 0,
             limits: limits(DeviceId::Cuda(gpu.index)),
             draining: draining(DeviceId::Cuda(gpu.index)),
@@ -234,6 +277,14 @@ impl Machine {
                 }
             }
         }
+        for (selector, bytes) in change.headroom {
+            allocator.exists(&selector)?;
+            check_headroom(&snapshot, &selector, bytes)?;
+            match selector {
+                Selector::Device(id) => settings.set_headroom(&key(&snapshot, id), bytes),
+                Selector::AnyGpu | Selector::Pool(_) => settings.set_headroom("cuda", bytes),
+            }
+        }
         for (id, draining) in change.draining {
             allocator.exists(&Selector::Device(id))?;
             let key = key(&snapshot, id);
@@ -256,10 +307,19 @@ impl Machine {
                 inference: Some(limits.inference),
             };
             allocator.set_limits(&Selector::Device(id), limits)?;
+            if let Some(gpu) = gpu(&snapshot, id) {
+                let bytes = settings.headroom_bytes(&key, headroom(usable(gpu)));
+                allocator.set_headroom(id, bytes)?;
+            }
             allocator.drain(id, settings.drained.contains(&key))?;
         }
         *kept = settings;
         Ok(())
+    }
+
+    /// Another number after every change of the devices but for a sample.
+    pub fn version(&self) -> u64 {
+        self.allocator.version()
     }
 
     /// Waits until every GPU is probed.

@@ -24,6 +24,9 @@ pub struct Settings {
     pub cpu_fallback: bool,
     /// Limits by `cpu`, `cuda` (every GPU) or a GPU's UUID; what is none is the default.
     pub max_concurrent: BTreeMap<String, PartialLimits>,
+    /// Memory that no lease takes, in bytes, by `cuda` (every GPU) or a GPU's UUID; what is none is the
+    /// default.
+    pub headroom_bytes: BTreeMap<String, u64>,
     /// Pools by name.
     pub pools: BTreeMap<String, Pool>,
     /// UUIDs of GPUs that take no new tasks.
@@ -101,6 +104,25 @@ impl Settings {
         *limits = limits.with(change);
     }
 
+    /// The headroom of a GPU whose key is its identity.
+    pub fn headroom_bytes(&self, key: &str, default: u64) -> u64 {
+        let keys = [key, EVERY_GPU].into_iter();
+        let mut set = keys.filter_map(|key| self.headroom_bytes.get(key));
+        set.next().copied().unwrap_or(default)
+    }
+
+    /// Sets the headroom of a GPU, or takes the setting back; of every GPU those that were set for one
+    /// alone as well.
+    pub fn set_headroom(&mut self, key: &str, bytes: Option<u64>) {
+        if key == EVERY_GPU {
+            self.headroom_bytes.clear();
+        }
+        match bytes {
+            Some(bytes) => drop(self.headroom_bytes.insert(key.to_owned(), bytes)),
+            None => drop(self.headroom_bytes.remove(key)),
+        }
+    }
+
     /// The pools by checked names.
     pub fn named_pools(&self) -> Result<Vec<(PoolName, Pool)>, InvalidPool> {
         let pools = self.pools.iter();
@@ -146,6 +168,23 @@ mod tests {
     }
 
     #[test]
+    fn the_later_headroom_of_one_gpu_and_all_counts() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.headroom_bytes("GPU-a", 7), 7);
+        settings.set_headroom("GPU-a", Some(1));
+        assert_eq!(settings.headroom_bytes("GPU-a", 7), 1);
+        settings.set_headroom("cuda", Some(2));
+        assert_eq!(settings.headroom_bytes("GPU-a", 7), 2);
+        settings.set_headroom("GPU-a", Some(3));
+        assert_eq!(settings.headroom_bytes("GPU-a", 7), 3);
+        assert_eq!(settings.headroom_bytes("GPU-b", 7), 2);
+        settings.set_headroom("GPU-a", None);
+        assert_eq!(settings.headroom_bytes("GPU-a", 7), 2);
+        settings.set_headroom("cuda", None);
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
     fn settings_are_read_as_they_were_written_and_bad_ones_are_told() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Settings::read(folder.path()).unwrap(), Settings::default());
@@ -156,6 +195,7 @@ mod tests {
         };
         settings.set_limits("cuda", change(Some(2), None));
         settings.drained.insert("GPU-a".to_owned());
+        settings.set_headroom("GPU-a", Some(1 << 30));
         let pool = Pool {
             models: vec!["H100".to_owned()],
             ..Pool::default()

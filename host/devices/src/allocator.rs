@@ -139,7 +139,7 @@ impl Allocator {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another number after every change of what [`Self::usage`], [`Self::pools`] and
+    /// Another number after every change of what [`Self::usage`], [`Self::pools`], [`Self::cpu_fallback`] and
     /// [`Self::policy`] tell.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)

@@ -207,12 +207,7 @@ impl Device {
                 .map_or(now, |before| before + (now - before) / 3.0)
         });
         let before = self.allocatable();
-        // What a probe takes is no other program's, and is gone with it.
-        let average = match self.entry.state {
-            State::Probing => Average::Restart,
-            State::Ready | State::Unable(_) => Average::Move,
-        };
-        self.memory.measure(measurement.used_bytes, average);
+        self.memory.measure(measurement.used_bytes, Average::Move);
         cooled || self.allocatable() > before
     }
 

@@ -52,8 +52,6 @@ pub(crate) enum Average {
     Move,
     /// Leaves it.
     Keep,
-    /// Begins it anew.
-    Restart,
 }
 
 /// The memory of one device.
@@ -70,6 +68,8 @@ pub(crate) struct Memory {
     /// What other programs held at the last measurement, and its running average.
     foreign: u64,
     average: u64,
+    /// The next measurement begins the average anew.
+    restart: bool,
     /// Sums over the leases.
     reserved: u64,
     observed: u64,
@@ -192,6 +192,13 @@ impl Memory {
         bytes
     }
 
+    /// Counts other programs from the next measurement on with what they hold by it, however much they
+    /// held before.
+    pub(crate) fn restart_average(&mut self) {
+        self.average = self.foreign;
+        self.restart = true;
+    }
+
     /// Takes a measurement of the memory in use, in bytes; none where it cannot be told, and what was
     /// given back is taken for free.
     pub(crate) fn measure(&mut self, used: Option<u64>, average: Average) {
@@ -233,10 +240,11 @@ impl Memory {
             self.foreign.clamp(least, unexplained)
         };
         self.average = match average {
-            Average::Move if !first => self.average.midpoint(self.foreign),
-            Average::Keep if !first => self.average,
-            _ => self.foreign,
+            _ if first || self.restart => self.foreign,
+            Average::Move => self.average.midpoint(self.foreign),
+            Average::Keep => self.average,
         };
+        self.restart = false;
         self.used = used;
     }
 }

@@ -195,6 +195,8 @@ impl Scheduler {
                 }
                 Err(reason) => entry.state = State::Unable(reason),
             });
+            // What the probe took is no other program's, and is gone with it.
+            self.ledger.devices[place].memory.restart_average();
         }
         self.review();
     }

@@ -75,6 +75,7 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
             tasks: tasks.clone(),
             state: folders.state.clone(),
             streams: AtomicUsize::new(0),
+            gpus: http::Written::default(),
         });
         http::serve(listener, host, stop).await;
         tasks.shutdown().await;

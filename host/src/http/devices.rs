@@ -23,6 +23,8 @@ struct Config {
     max_concurrent: BTreeMap<String, PartialLimits>,
     policy: Option<String>,
     cpu_fallback: Option<bool>,
+    /// `null` is the default.
+    headroom_bytes: BTreeMap<String, Option<u64>>,
     /// `null` removes a pool.
     pools: BTreeMap<String, Option<Pool>>,
 }
@@ -30,7 +32,9 @@ struct Config {
 impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         let status = match &error {
-            ChangeError::Unknown(_) | ChangeError::Pool(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ChangeError::Unknown(_) | ChangeError::Pool(_) | ChangeError::Headroom { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             ChangeError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.code(), error)
@@ -57,6 +61,7 @@ fn current(machine: &Machine) -> Value {
         "policy": machine.allocator.policy(),
         "cpu_fallback": machine.allocator.cpu_fallback(),
         "max_concurrent": by_device(&usage, |usage| json!(usage.limits)),
+        "headroom_bytes": by_device(&usage, |usage| json!(usage.headroom_bytes)),
         "pools": pools(machine),
         "drained": drained.map(|usage| usage.device.to_string()).collect::<Vec<_>>(),
     })
@@ -74,15 +79,18 @@ pub(super) async fn config(State(host): Shared) -> Json<Value> {
     Json(current(&host.machine))
 }
 
+/// Settings by what they are of.
+fn by_selector<T>(named: BTreeMap<String, T>) -> Result<Vec<(Selector, T)>, Problem> {
+    let parsed = named.into_iter().map(|(device, value)| {
+        let selector: Result<Selector, _> = device.parse();
+        let selector = selector.map_err(|error| Problem::invalid("device.invalid", error))?;
+        Ok((selector, value))
+    });
+    parsed.collect()
+}
+
 pub(super) async fn configure(State(host): Shared, body: Bytes) -> Result<Json<Value>, Problem> {
     let config: Config = parse(&body)?;
-    let limits = config.max_concurrent.into_iter().map(|(device, limits)| {
-        let selector: Result<Selector, _> = device.parse();
-        Ok((
-            selector.map_err(|error| Problem::invalid("device.invalid", error))?,
-            limits,
-        ))
-    });
     let policy = config
         .policy
         .as_deref()
@@ -91,7 +99,8 @@ pub(super) async fn configure(State(host): Shared, body: Bytes) -> Result<Json<V
     let wanted = Change {
         policy: policy.map_err(|error| Problem::invalid("device.policy", error))?,
         cpu_fallback: config.cpu_fallback,
-        limits: limits.collect::<Result<_, Problem>>()?,
+        limits: by_selector(config.max_concurrent)?,
+        headroom: by_selector(config.headroom_bytes)?,
         pools: config.pools.into_iter().collect(),
         draining: Vec::new(),
     };

@@ -7,6 +7,7 @@ mod requests;
 mod resources;
 mod stream;
 mod tasks;
+mod written;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use self::problem::Problem;
+pub use self::written::Written;
 use crate::machine::Machine;
 use crate::plugins::Registry;
 use crate::tasks::Tasks;
@@ -52,6 +54,8 @@ pub struct Host {
     pub state: PathBuf,
     /// Event streams open at the moment.
     pub streams: AtomicUsize,
+    /// The last answer about GPUs.
+    pub gpus: Written,
 }
 
 type Shared = axum::extract::State<Arc<Host>>;

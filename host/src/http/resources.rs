@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
-use devices::{Gpu, Kind, Usage};
+use axum::http::header;
+use axum::response::IntoResponse;
+use devices::{Gpu, Kind, Snapshot, Usage};
 use serde_json::{Map, Value, json};
 
 use super::Shared;
@@ -59,8 +61,9 @@ fn device(gpu: &Gpu, usage: Option<&Usage>) -> Value {
     device
 }
 
-fn gpu_info(machine: &Machine) -> Value {
-    let (snapshot, usage) = (machine.monitor.snapshot(), machine.allocator.usage());
+/// What is known of the GPUs of a snapshot.
+pub(super) fn gpu_info(machine: &Machine, snapshot: &Snapshot) -> Value {
+    let usage = machine.allocator.usage();
     let devices: Vec<Value> = snapshot
         .gpus
         .iter()
@@ -93,8 +96,9 @@ fn gpu_info(machine: &Machine) -> Value {
     })
 }
 
-pub(super) async fn gpu(State(host): Shared) -> Json<Value> {
-    Json(gpu_info(&host.machine))
+pub(super) async fn gpu(State(host): Shared) -> impl IntoResponse {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (json, host.gpus.body(&host.machine))
 }
 
 pub(super) async fn all(State(host): Shared) -> Json<Value> {
@@ -105,7 +109,7 @@ pub(super) async fn all(State(host): Shared) -> Json<Value> {
         "limits": by_device(&usage, |usage| json!(usage.limits)),
         "pools": super::devices::pools(&host.machine),
         "queue": { "waiting": host.tasks.waiting(), "size": host.tasks.queue_size() },
-        "gpu_info": gpu_info(&host.machine),
+        "gpu_info": gpu_info(&host.machine, &host.machine.monitor.snapshot()),
     }))
 }
 

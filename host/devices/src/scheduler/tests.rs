@@ -272,8 +272,17 @@ fn what_a_probe_takes_is_not_counted_once_it_is_gone() {
     let mut gpu = entry(DeviceId::Cuda(0), 24);
     gpu.state = State::Probing;
     let mut s = Scheduler::new(vec![gpu], Policy::default());
-    s.measured(0, 5);
     s.measured(0, 1);
+    s.measured(0, 5);
+    // Whether the probe settles before the sample after it is taken, or after that.
+    for _ in 0..2 {
+        s.settle(DeviceId::Cuda(0), Ok(0));
+        s.measured(0, 1);
+        assert_eq!(s.ledger.devices[0].allocatable(), 23 * GB);
+        s.measured(0, 5);
+        s.measured(0, 1);
+    }
+    assert_ne!(s.ledger.devices[0].allocatable(), 23 * GB);
     s.settle(DeviceId::Cuda(0), Ok(0));
     assert_eq!(s.ledger.devices[0].allocatable(), 23 * GB);
 }

@@ -170,10 +170,12 @@ impl Driver {
         let calls = self.calls.entry(function).or_default();
         *calls += 1;
         let calls = *calls;
-        let fault = self.scenario.faults.iter().find(|fault| {
+        let mut faults = self.scenario.faults.iter().enumerate();
+        let fault = faults.find(|(_, fault)| {
             fault.function == function && fault.call.is_none_or(|call| call == calls)
         });
-        match fault {
+        let fault = fault.filter(|(number, fault)| !fault.once || processes::first(*number));
+        match fault.map(|(_, fault)| fault) {
             Some(fault) if fault.hang => loop {
                 std::thread::park();
             },
@@ -201,11 +203,15 @@ impl Driver {
 
     /// Free and all bytes of a GPU.
     fn memory(&self, number: usize) -> Result<(u64, u64), u32> {
-        let gpu = self.scenario.gpus.get(number).ok_or(INVALID_DEVICE)?;
+        // What other programs take changes while this one runs.
+        let now = Scenario::read().ok();
+        let scenario = now.as_ref().unwrap_or(&self.scenario);
+        let gpu = scenario.gpus.get(number).ok_or(INVALID_DEVICE)?;
         let profile = gpu.profile().map_err(|_| INVALID_DEVICE)?;
         let (total, reserved, taken) = gpu.memory_bytes(profile);
         let total = total - reserved;
-        let free = total.saturating_sub(taken + processes::used_bytes(number));
+        let used = taken + processes::used_bytes(number, gpu.keeps_mib << 20);
+        let free = total.saturating_sub(used);
         Ok((free, total))
     }
 

@@ -215,7 +215,7 @@ exported! {
     fn nvmlDeviceGetMemoryInfo_v2(device: *mut c_void, memory: *mut Memory) {
         about("nvmlDeviceGetMemoryInfo_v2", device, |gpu, profile, number| {
             let (total, reserved, taken) = gpu.memory_bytes(profile);
-            let used = taken + processes::used_bytes(number as usize);
+            let used = taken + processes::used_bytes(number as usize, gpu.keeps_mib << 20);
             put(memory, Memory {
                 version: (size_of::<Memory>() | 2 << 24) as c_uint,
                 total,

@@ -39,13 +39,23 @@ pub fn publish(activity: &BTreeMap<usize, Activity>) {
     }
 }
 
-/// The bytes that living processes hold on a GPU.
-pub fn used_bytes(gpu: usize) -> u64 {
-    let living = all().into_iter().filter(|(process, _)| lives(process));
-    let bytes = |(_, activity): (String, BTreeMap<usize, Activity>)| {
-        activity.get(&gpu).map_or(0, |activity| activity.bytes)
+/// The bytes that living processes hold on a GPU, and of what each killed one held at most `keeps`.
+pub fn used_bytes(gpu: usize, keeps: u64) -> u64 {
+    let bytes = |(process, activity): (String, BTreeMap<usize, Activity>)| {
+        let held = activity.get(&gpu).map_or(0, |activity| activity.bytes);
+        if lives(&process) {
+            held
+        } else {
+            held.min(keeps)
+        }
     };
-    living.map(bytes).sum()
+    all().into_iter().map(bytes).sum()
+}
+
+/// Whether this process is the first that comes to a fault of this number.
+pub fn first(fault: usize) -> bool {
+    let marker = scenario::path().map(|path| path.with_extension(format!("fault-{fault}")));
+    marker.is_some_and(|marker| std::fs::File::create_new(marker).is_ok())
 }
 
 /// What every process did, those that are gone among them, by process id.

@@ -16,6 +16,7 @@
 //! ecc_errors = 3               # of each kind and count
 //! total_mib = 400              # all memory, instead of the profile's, with no reserve
 //! free_bytes = 100000000       # memory left to all processes together, instead of the profile's
+//! keeps_mib = 100              # of what a process held that was killed, so much is never given back
 //! lost = true                  # it fell off the bus: NVML_ERROR_GPU_IS_LOST
 //!
 //! [[fault]]
@@ -23,6 +24,7 @@
 //! code = 999                   # what the function returns; 13 is NVML_ERROR_FUNCTION_NOT_FOUND
 //! hang = true                  # or: it never returns
 //! call = 3                     # only a process's third call of it
+//! once = true                  # of the driver: only in the first process that comes to it
 //! ```
 //!
 //! A fault of `cuLaunchKernel` counts the kernels that run, those of graphs among them, and shows
@@ -372,6 +374,9 @@ pub struct Gpu {
     pub total_mib: Option<u64>,
     /// Memory left to all processes together, in bytes.
     pub free_bytes: Option<u64>,
+    /// Memory that stays taken of what each killed process held, in MiB.
+    #[serde(default)]
+    pub keeps_mib: u64,
     /// Whether it fell off the bus.
     #[serde(default)]
     pub lost: bool,
@@ -391,6 +396,9 @@ pub struct Fault {
     pub hang: bool,
     /// Which of a process's calls fails, from 1; every one where none is given.
     pub call: Option<u64>,
+    /// Whether it fails in one process alone, the first that comes to it.
+    #[serde(default)]
+    pub once: bool,
 }
 
 fn default_driver() -> String {
