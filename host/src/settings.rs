@@ -39,6 +39,7 @@ impl Default for Settings {
             policy: Policy::default(),
             cpu_fallback: true,
             max_concurrent: BTreeMap::new(),
+            headroom_bytes: BTreeMap::new(),
             pools: BTreeMap::new(),
             drained: BTreeSet::new(),
         }
