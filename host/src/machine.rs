@@ -6,7 +6,7 @@ pub mod returned;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::{
     Allocator, DeviceEntry, DeviceId, Gpu, InvalidPool, Limits, Measurement, Monitor,
@@ -378,11 +378,12 @@ impl Machine {
         gpu(&snapshot, device)?.uuid.clone()
     }
 
-    /// The memory in use on a GPU by NVML, in bytes, sampled now; none where NVML does not tell.
+    /// The memory in use on a GPU by NVML, in bytes, sampled now; none where NVML does not tell in time.
     pub async fn used_bytes(&self, device: DeviceId) -> Option<u64> {
-        let monitor = self.monitor.clone();
+        let (monitor, asked) = (self.monitor.clone(), Instant::now());
         let sampled = tokio::task::spawn_blocking(move || monitor.refresh()).await;
-        gpu(&*sampled.ok()?, device)?.memory_used_bytes
+        let sampled = sampled.ok().filter(|sample| sample.taken >= Some(asked))?;
+        gpu(&sampled, device)?.memory_used_bytes
     }
 }
 

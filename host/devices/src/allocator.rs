@@ -475,6 +475,13 @@ impl Returning {
         self.allocator
             .change(|core| core.scheduler.ledger.write_off(place, lease))
     }
+
+    /// Waits no longer, and takes for free what could not be seen.
+    pub fn forget(&self) {
+        let (place, lease) = (self.place, self.lease);
+        self.allocator
+            .change(|core| core.scheduler.ledger.forget(place, lease));
+    }
 }
 
 impl Drop for Returning {

@@ -478,6 +478,12 @@ impl Ledger {
         self.devices[place].allocatable() > before
     }
 
+    /// Takes for free what an ended lease gave back.
+    pub(crate) fn forget(&mut self, place: usize, lease: u64) {
+        self.devices[place].memory.forget(lease);
+        self.refresh(place);
+    }
+
     /// Waits no longer for what an ended lease gave back. Gives the bytes that have leaked.
     pub(crate) fn write_off(&mut self, place: usize, lease: u64) -> u64 {
         let leaked = self.devices[place].memory.write_off(lease);

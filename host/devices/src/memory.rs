@@ -183,11 +183,16 @@ impl Memory {
         sum(own.map(|own| own.bytes))
     }
 
+    /// Takes for free what an ended lease gave back.
+    pub(crate) fn forget(&mut self, lease: u64) {
+        self.returning.retain(|own| own.lease != lease);
+    }
+
     /// Waits no longer for what an ended lease gave back: it has leaked until it is seen free. Gives
     /// its bytes.
     pub(crate) fn write_off(&mut self, lease: u64) -> u64 {
         let bytes = self.returning_of(lease);
-        self.returning.retain(|own| own.lease != lease);
+        self.forget(lease);
         self.leaked = self.leaked.saturating_add(bytes);
         bytes
     }
@@ -342,6 +347,10 @@ mod tests {
         memory.observe(1, 10, true);
         memory.end(1);
         assert_eq!((memory.returning(), memory.allocatable(100, 0)), (0, 100));
+        let mut memory = running();
+        memory.end(1);
+        memory.forget(1);
+        assert_eq!((memory.returning(), memory.leaked()), (0, 0));
         let mut memory = running();
         memory.end(1);
         memory.measure(None, Average::Move);

@@ -188,6 +188,8 @@ impl Scheduler {
     /// Ends the probing of a device.
     pub(crate) fn settle(&mut self, id: DeviceId, outcome: Result<u64, String>) {
         if let Some(place) = self.ledger.find(id) {
+            // What the probe took is no other program's, and is gone with it.
+            self.ledger.devices[place].memory.restart_average();
             self.ledger.change(place, |entry| match outcome {
                 Ok(overhead_bytes) => {
                     entry.overhead_bytes = overhead_bytes;
@@ -195,8 +197,6 @@ impl Scheduler {
                 }
                 Err(reason) => entry.state = State::Unable(reason),
             });
-            // What the probe took is no other program's, and is gone with it.
-            self.ledger.devices[place].memory.restart_average();
         }
         self.review();
     }

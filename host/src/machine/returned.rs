@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use devices::{DeviceId, Returning};
 
 use super::Machine;
-use crate::output;
 
 /// What is not free after so long has leaked.
-const BOUND: Duration = Duration::from_secs(5);
+pub const BOUND: Duration = Duration::from_secs(5);
 /// The time between two looks at it.
 const GLANCE: Duration = Duration::from_millis(250);
 
@@ -24,34 +23,31 @@ pub struct Returned {
 impl Machine {
     /// Watches the memory of a lease that has ended until it is free or has leaked, [`BOUND`] at most:
     /// from what was in use beside leases before it ended. Memory that is free already, as after the
-    /// end of a process, is not waited for.
+    /// end of a process, is not waited for; where NVML does not tell, nothing has leaked.
     pub async fn returned(&self, returning: Returning) -> Returned {
         let device = returning.device();
+        let returned = |used_bytes, leaked_bytes| Returned {
+            used_bytes,
+            leaked_bytes,
+        };
         if device == DeviceId::Cpu {
-            return Returned {
-                used_bytes: None,
-                leaked_bytes: 0,
-            };
+            return returned(None, 0);
         }
         let end = Instant::now() + BOUND;
         loop {
             let used_bytes = self.used_bytes(device).await;
             let left = returning.seen(used_bytes);
-            if left == 0 || Instant::now() >= end {
-                let leaked_bytes = returning.write_off();
-                if leaked_bytes > 0 {
-                    output::message(format_args!(
-                        "{device}: {leaked_bytes} bytes of a task that ended were not given back \
-                         within {} s, and count as other programs' until they are",
-                        BOUND.as_secs()
-                    ));
+            match used_bytes {
+                _ if left == 0 => return returned(used_bytes, 0),
+                Some(_) if Instant::now() >= end => {
+                    return returned(used_bytes, returning.write_off());
                 }
-                return Returned {
-                    used_bytes,
-                    leaked_bytes,
-                };
+                None if Instant::now() >= end => {
+                    returning.forget();
+                    return returned(None, 0);
+                }
+                _ => tokio::time::sleep(GLANCE).await,
             }
-            tokio::time::sleep(GLANCE).await;
         }
     }
 }

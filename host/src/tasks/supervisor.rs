@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::store::Event;
 use super::task::{DeviceMemory, TaskKind, TaskRecord, TaskState};
 use super::{Inner, now};
-use crate::machine::returned::Returned;
+use crate::machine::returned::{BOUND, Returned};
 use crate::worker::protocol::{
     DataGrant, Failure, FromWorker, Grant, LeaseRequest, Start, ToWorker, receive, send,
 };
@@ -303,7 +303,18 @@ async fn observe(inner: &Inner, record: &mut TaskRecord, lease: Option<&Lease>) 
 fn release(inner: &Inner, lease: Lease) -> (DeviceId, JoinHandle<Returned>) {
     let (machine, returning) = (Arc::clone(&inner.settings.machine), lease.release());
     let device = returning.device();
-    let watching = tokio::spawn(async move { machine.returned(returning).await });
+    let watching = tokio::spawn(async move {
+        let returned = machine.returned(returning).await;
+        if returned.leaked_bytes > 0 {
+            crate::output::message(format_args!(
+                "{device}: {} bytes of a task that ended were not given back within {} s, and count as \
+                 other programs' until they are",
+                returned.leaked_bytes,
+                BOUND.as_secs()
+            ));
+        }
+        returned
+    });
     (device, watching)
 }
 
