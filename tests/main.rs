@@ -12,6 +12,7 @@ mod commands;
 mod cpu;
 mod devices;
 mod gpu;
+mod health;
 mod identity;
 mod memory;
 mod models;

@@ -2,10 +2,10 @@
 
 pub mod gpus;
 pub mod returned;
+mod watch;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::{
@@ -13,12 +13,14 @@ use devices::{
     PartialLimits, Policy, Pool, Refusal, Selector, Snapshot, State, Usage,
 };
 
+pub use self::watch::Shown;
+use self::watch::Watch;
 use crate::settings::Settings;
-use crate::worker::probe::{Depth, probe};
+use crate::worker::probe::Depth;
 use crate::worker::protocol::DeviceFacts;
 
-/// The time between two samples of NVML.
-pub const PERIOD: Duration = Duration::from_secs(2);
+/// The time between two samples of NVML, unless the operator says otherwise.
+pub const PERIOD: Duration = Duration::from_secs(1);
 /// How long a start waits for the first sample; a GPU that wakes up takes up to 3 s.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,10 +39,11 @@ pub struct Machine {
     pub monitor: Monitor,
     /// Who holds what.
     pub allocator: Arc<Allocator>,
+    /// The time between two samples.
+    pub period: Duration,
     /// What the operator set.
-    settings: Mutex<Settings>,
-    /// Those that still run.
-    probes: Mutex<Vec<JoinHandle<()>>>,
+    settings: Arc<Mutex<Settings>>,
+    watch: Arc<Watch>,
 }
 
 /// A change of the settings; what is none or empty stays.
@@ -157,39 +160,47 @@ fn reason(usage: &[Usage], gpu: &Gpu) -> Option<String> {
     usage.reason().map(str::to_owned)
 }
 
+/// A GPU for the allocator, not tested yet.
+fn entry(gpu: &Gpu, settings: &Settings) -> DeviceEntry {
+    let id = DeviceId::Cuda(gpu.index);
+    let key = gpu.uuid.clone().unwrap_or_else(|| id.to_string());
+    DeviceEntry {
+        id,
+        uuid: gpu.uuid.clone(),
+        model: gpu.name.clone(),
+        compute_capability: gpu.compute_capability.clone(),
+        memory_bytes: usable(gpu),
+        headroom_bytes: settings.headroom_bytes(&key, headroom(usable(gpu))),
+        overhead_bytes: 0,
+        limits: settings.limits(&key, default_limits(id)),
+        draining: settings.drained.contains(&key),
+        state: State::Probing,
+    }
+}
+
+fn measurement(gpu: &Gpu) -> (DeviceId, Measurement) {
+    let measurement = Measurement {
+        used_bytes: gpu.memory_used_bytes,
+        utilization_percent: gpu.utilization_gpu_percent,
+        thermal_margin_c: gpu.readings.thermal_margin_c,
+        temperature_c: gpu.temperature_gpu_c,
+    };
+    (DeviceId::Cuda(gpu.index), measurement)
+}
+
 impl Machine {
-    /// Looks at the machine. GPUs that answer are probed in the background, as deeply as `depth` says
-    /// for each; until then their tasks wait.
+    /// Looks at the machine, and samples it every `period` from then on. GPUs are tested in the
+    /// background, as deeply as `depth` says for each; until then their tasks wait.
     /// Errors: pools in `settings` that cannot be.
     pub fn look(
         settings: Settings,
-        depth: impl Fn(DeviceId) -> Depth,
+        period: Duration,
+        depth: impl Fn(DeviceId) -> Depth + Send + Sync + 'static,
     ) -> Result<Self, InvalidPool> {
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-        let monitor = Monitor::start(PERIOD, PATIENCE, visible);
+        let monitor = Monitor::start(period, PATIENCE, visible);
         let snapshot = monitor.snapshot();
-        let limits = |id| settings.limits(&key(&snapshot, id), default_limits(id));
-        let draining = |id| settings.drained.contains(&key(&snapshot, id));
-        let headroom_bytes = |gpu: &Gpu| {
-            let key = key(&snapshot, DeviceId::Cuda(gpu.index));
-            settings.headroom_bytes(&key, headroom(usable(gpu)))
-        };
-        let gpus = snapshot.gpus.iter().map(|gpu| DeviceEntry {
-            id: DeviceId::Cuda(gpu.index),
-            uuid: gpu.uuid.clone(),
-            model: gpu.name.clone(),
-            compute_capability: gpu.compute_capability.clone(),
-            memory_bytes: usable(gpu),
-            headroom_bytes: headroom_bytes(gpu),
-            overhead_bytes: 0,
-            limits: limits(DeviceId::Cuda(gpu.index)),
-            draining: draining(DeviceId::Cuda(gpu.index)),
-            state: match (&gpu.error, &gpu.uuid) {
-                (Some(error), _) => State::Unable(error.clone()),
-                (None, None) => State::Unable("NVML does not tell its UUID".to_owned()),
-                (None, Some(_)) => State::Probing,
-            },
-        });
+        let gpus = snapshot.gpus.iter().map(|gpu| entry(gpu, &settings));
         let cpu = DeviceEntry {
             id: DeviceId::Cpu,
             uuid: None,
@@ -198,53 +209,30 @@ impl Machine {
             memory_bytes: memory_bytes(),
             headroom_bytes: 0,
             overhead_bytes: 0,
-            limits: limits(DeviceId::Cpu),
-            draining: draining(DeviceId::Cpu),
+            limits: settings.limits("cpu", default_limits(DeviceId::Cpu)),
+            draining: settings.drained.contains("cpu"),
             state: State::Ready,
         };
         let devices = std::iter::once(cpu).chain(gpus).collect();
         let allocator = Allocator::new(devices, settings.policy);
         allocator.set_cpu_fallback(settings.cpu_fallback);
         allocator.set_pools(settings.named_pools()?);
-        let measuring = Arc::clone(&allocator);
-        monitor.on_sample(move |snapshot| {
-            let measured = snapshot.gpus.iter().map(|gpu| {
-                let measurement = Measurement {
-                    used_bytes: gpu.memory_used_bytes,
-                    utilization_percent: gpu.utilization_gpu_percent,
-                    thermal_margin_c: gpu.readings.thermal_margin_c,
-                    temperature_c: gpu.temperature_gpu_c,
-                };
-                (DeviceId::Cuda(gpu.index), measurement)
-            });
-            measuring.measured(&measured.collect::<Vec<_>>());
-        });
-        let probes = snapshot.gpus.iter().filter(|gpu| gpu.error.is_none());
-        let probes = probes.filter_map(|gpu| {
-            let (id, uuid) = (DeviceId::Cuda(gpu.index), gpu.uuid.clone()?);
-            let (settling, depth) = (Arc::clone(&allocator), depth(id));
-            let thread = std::thread::Builder::new().name(format!("probe-{id}"));
-            let monitor = monitor.clone();
-            let spawned = thread.spawn(move || {
-                let outcome = probe(&uuid, depth);
-                // What the probe held is seen to be gone before tasks are admitted.
-                monitor.refresh();
-                settling.settle(id, outcome);
-            });
-            match spawned {
-                Ok(probe) => Some(probe),
-                Err(error) => {
-                    allocator.settle(id, Err(format!("it cannot be probed: {error}")));
-                    None
-                }
-            }
-        });
-        let probes = Mutex::new(probes.collect());
+        let settings = Arc::new(Mutex::new(settings));
+        let watch = Watch::new(
+            monitor.clone(),
+            Arc::clone(&allocator),
+            Arc::clone(&settings),
+            &snapshot.gpus,
+            Box::new(depth),
+        );
+        let watching = Arc::clone(&watch);
+        monitor.listen(move |news| watching.hear(news));
         Ok(Self {
             monitor,
             allocator,
-            settings: Mutex::new(settings),
-            probes,
+            period,
+            settings,
+            watch,
         })
     }
 
@@ -285,6 +273,7 @@ impl Machine {
                 Selector::AnyGpu | Selector::Pool(_) => settings.set_headroom("cuda", bytes),
             }
         }
+        let mut enabled = Vec::new();
         for (id, draining) in change.draining {
             allocator.exists(&Selector::Device(id))?;
             let key = key(&snapshot, id);
@@ -292,6 +281,7 @@ impl Machine {
                 settings.drained.insert(key);
             } else {
                 settings.drained.remove(&key);
+                enabled.push(id);
             }
         }
         let pools = settings.named_pools()?;
@@ -314,6 +304,12 @@ impl Machine {
             allocator.drain(id, settings.drained.contains(&key))?;
         }
         *kept = settings;
+        drop(kept);
+        for id in enabled {
+            if let DeviceId::Cuda(index) = id {
+                self.watch.enable(index);
+            }
+        }
         Ok(())
     }
 
@@ -322,12 +318,22 @@ impl Machine {
         self.allocator.version()
     }
 
-    /// Waits until every GPU is probed.
+    /// Waits until every GPU is tested.
     pub fn probed(&self) {
-        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-        for probe in probes.drain(..) {
-            // A probe that panicked leaves its GPU as it was: tasks wait.
-            let _settled = probe.join();
+        self.watch.settled();
+    }
+
+    /// How well a GPU is; none of one that was not there when the host started.
+    pub fn health(&self, gpu: &Gpu, usage: Option<&Usage>) -> Option<Shown> {
+        self.watch.show(gpu.index, usage)
+    }
+
+    /// Tells that a task had a fault of its device. Gives the Xid that the driver reported of it just
+    /// before.
+    pub fn fault(&self, device: DeviceId, reason: &str) -> Option<u64> {
+        match device {
+            DeviceId::Cpu => None,
+            DeviceId::Cuda(index) => self.watch.fault(index, reason),
         }
     }
 
@@ -365,11 +371,19 @@ impl Machine {
         std::iter::once(cpu).chain(gpus).collect()
     }
 
-    /// The UUIDs of all GPUs that are known.
+    /// The UUIDs of all GPUs that are known. Those that do not answer come last: where a driver does
+    /// not find one in `CUDA_VISIBLE_DEVICES`, it does not see the ones behind it either.
     pub fn uuids(&self) -> Vec<String> {
         let snapshot = self.monitor.snapshot();
-        let uuids = snapshot.gpus.iter().filter_map(|gpu| gpu.uuid.clone());
+        let mut gpus: Vec<&Gpu> = snapshot.gpus.iter().collect();
+        gpus.sort_by_key(|gpu| gpu.error.is_some());
+        let uuids = gpus.into_iter().filter_map(|gpu| gpu.uuid.clone());
         uuids.collect()
+    }
+
+    /// Whether a GPU does not answer.
+    pub fn fails(&self, device: DeviceId) -> bool {
+        gpu(&self.monitor.snapshot(), device).is_some_and(|gpu| gpu.error.is_some())
     }
 
     /// The UUID of a GPU.

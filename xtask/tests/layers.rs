@@ -92,6 +92,7 @@ const CRATES: &[Crate] = &[
             ("visible", &[]),
             ("nvml", &["gpu", "visible"]),
             ("monitor", &["gpu", "nvml"]),
+            ("health", &["gpu", "ledger"]),
             ("policy", &[]),
             ("memory", &[]),
             ("queue", &[]),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::ledger::{DeviceEntry, Measurement, State, Taken};
+use crate::ledger::{Cause, DeviceEntry, Measurement, State, Taken};
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::request::{Kind, Limits, PartialLimits, PerKind, Refusal, Request};
@@ -298,10 +298,20 @@ impl Allocator {
         self.change(|core| core.scheduler.drain(id, draining))
     }
 
-    /// Ends the probing of a device: what a lease costs there besides its task, in bytes, or why no
-    /// task can run.
-    pub fn settle(&self, id: DeviceId, outcome: Result<u64, String>) {
-        self.change(|core| core.scheduler.settle(id, outcome));
+    /// Changes what is known of a device.
+    pub fn update(&self, id: DeviceId, change: impl FnOnce(&mut DeviceEntry)) {
+        self.change(|core| core.scheduler.update(id, change));
+    }
+
+    /// Has all leases of a device end, for a reason that their holders are told; with `only`, the lease
+    /// that is there alone.
+    pub fn fail(&self, id: DeviceId, cause: &Cause, only: bool) {
+        self.change(|core| {
+            let ledger = &mut core.scheduler.ledger;
+            if let Some(place) = ledger.find(id) {
+                ledger.fail(place, cause, only);
+            }
+        });
     }
 
     /// Takes what was measured on GPUs.
@@ -408,6 +418,13 @@ impl Lease {
     /// Why the processor was granted where a GPU was asked for.
     pub fn fallback_reason(&self) -> Option<&str> {
         self.grant.fallback_reason.as_deref()
+    }
+
+    /// Why it ends before its task does, once that is so.
+    pub fn failure(&self) -> Option<Cause> {
+        let Grant { place, lease, .. } = self.grant;
+        let core = self.allocator.core();
+        core.scheduler.ledger.failure(place, lease).cloned()
     }
 
     /// Takes a worker's word for what it has taken of the lease. Gives all of it in bytes, the overhead
@@ -653,7 +670,9 @@ mod tests {
                 ..training(1, 1)
             })
             .unwrap();
-        allocator.settle(DeviceId::Cuda(0), Err("it fell off".to_owned()));
+        allocator.update(DeviceId::Cuda(0), |gpu| {
+            gpu.state = State::Unable("it fell off".to_owned());
+        });
         let polled = Pin::new(&mut pinned).poll(&mut Context::from_waker(Waker::noop()));
         let Poll::Ready(Err(refusal)) = polled else {
             panic!("{polled:?}");

@@ -1,6 +1,7 @@
 //! What is known of the machine's GPUs at one moment.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -43,6 +44,82 @@ pub struct Gpu {
     pub errors: BTreeMap<&'static str, String>,
     /// Why the GPU does not answer, such as that it fell off the bus.
     pub error: Option<String>,
+    /// What kind of failure that is.
+    #[serde(skip)]
+    pub failure: Option<Failure>,
+}
+
+/// Why a GPU does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// It fell off the bus, or is not listed any more.
+    Lost,
+    /// It must be reset before it can be used.
+    ResetRequired,
+    /// This user may not look at it.
+    NoPermission,
+    /// A call about it has not returned for so long.
+    Silent(Duration),
+    /// Anything else, NVML as a whole among it.
+    Unknown,
+}
+
+/// What NVML says would recover a GPU (`nvmlDeviceGpuRecoveryAction_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recovery {
+    /// Nothing is to be done.
+    None,
+    /// A reset of the GPU.
+    GpuReset,
+    /// A restart of the machine.
+    NodeReboot,
+    /// No more traffic to other GPUs.
+    DrainP2p,
+    /// The end of its tasks, then a reset.
+    DrainAndReset,
+}
+
+impl Recovery {
+    /// By NVML's number of it; none of a number that it may have one day.
+    pub(crate) fn new(number: i32) -> Option<Self> {
+        Some(match number {
+            0 => Self::None,
+            1 => Self::GpuReset,
+            2 => Self::NodeReboot,
+            3 => Self::DrainP2p,
+            4 => Self::DrainAndReset,
+            _ => return None,
+        })
+    }
+
+    /// For people.
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Self::None => "NVML says that nothing is to be done",
+            Self::GpuReset => "NVML says that the GPU must be reset",
+            Self::NodeReboot => "NVML says that the machine must be restarted",
+            Self::DrainP2p => "NVML says that the GPU must have no traffic with other GPUs",
+            Self::DrainAndReset => "NVML says that the GPU's tasks must end and it must be reset",
+        }
+    }
+}
+
+impl Gpu {
+    /// The same GPU when it does not answer: its identity and what hardly changes.
+    pub(crate) fn silenced(&self, failure: Failure, reason: String) -> Self {
+        Self {
+            index: self.index,
+            uuid: self.uuid.clone(),
+            name: self.name.clone(),
+            pci_bus_id: self.pci_bus_id.clone(),
+            compute_capability: self.compute_capability.clone(),
+            facts: self.facts.clone(),
+            error: Some(reason),
+            failure: Some(failure),
+            ..Self::default()
+        }
+    }
 }
 
 /// What hardly changes of a GPU.
@@ -153,6 +230,8 @@ pub struct Readings {
     pub ecc_uncorrected_aggregate: Option<u64>,
     /// Whether memory waits for a restart to be taken out of use.
     pub retired_pages_pending: Option<bool>,
+    /// What would recover it.
+    pub recovery_action: Option<Recovery>,
     /// Who may use it: `default`, `exclusive_process` or `prohibited`.
     pub compute_mode: Option<&'static str>,
     /// Whether the driver stays loaded without a client.
@@ -161,11 +240,32 @@ pub struct Readings {
     pub display_active: Option<bool>,
 }
 
-/// All visible GPUs at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Snapshot {
-    /// In PCI bus order.
-    pub gpus: Vec<Gpu>,
+/// What one GPU told.
+#[derive(Debug, Clone)]
+pub(crate) struct Reading {
+    /// The GPU; its `index` is not known yet.
+    pub(crate) gpu: Gpu,
+    /// (domain, bus, device), the order of `cuda:N`; a GPU that does not tell comes last.
+    pub(crate) position: (u32, u32, u32),
+}
+
+impl Reading {
+    /// Of the GPU of this number of NVML's, which does not answer.
+    pub(crate) fn failed(nvml_index: u32, failure: Failure, reason: String) -> Self {
+        let unknown = Gpu {
+            name: format!("GPU {nvml_index} of NVML"),
+            ..Gpu::default()
+        };
+        Self {
+            gpu: unknown.silenced(failure, reason),
+            position: (u32::MAX, u32::MAX, nvml_index),
+        }
+    }
+}
+
+/// What NVML tells of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct System {
     /// The driver's version, such as `580.105.08`.
     pub driver_version: Option<String>,
     /// NVML's version.
@@ -174,11 +274,21 @@ pub struct Snapshot {
     pub cuda_version: Option<String>,
     /// GPUs that NVML counts, those that are not visible among them.
     pub detected: u32,
-    /// Why no GPUs are known: no NVML library, no driver, a failing or hanging call.
+}
+
+/// All visible GPUs at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// In PCI bus order, as it was when the host started.
+    pub gpus: Vec<Gpu>,
+    /// Of the machine.
+    #[serde(flatten)]
+    pub system: System,
+    /// Why nothing is known of GPUs now: no NVML library, no driver, a failing or hanging call.
     pub nvml_error: Option<String>,
     /// When the sample was taken; none before the first.
     #[serde(skip)]
-    pub taken: Option<std::time::Instant>,
+    pub taken: Option<Instant>,
 }
 
 impl Snapshot {
@@ -186,10 +296,7 @@ impl Snapshot {
     pub(crate) fn unavailable(reason: String) -> Self {
         Self {
             gpus: Vec::new(),
-            driver_version: None,
-            nvml_version: None,
-            cuda_version: None,
-            detected: 0,
+            system: System::default(),
             nvml_error: Some(reason),
             taken: None,
         }

@@ -48,6 +48,8 @@ pub enum State {
     Probing,
     /// They cannot, for this reason.
     Unable(String),
+    /// They could, and cannot for now, for this reason: tasks wait.
+    Unwell(String),
 }
 
 impl State {
@@ -56,9 +58,18 @@ impl State {
         match self {
             Self::Ready => None,
             Self::Probing => Some("it is being probed"),
-            Self::Unable(reason) => Some(reason),
+            Self::Unable(reason) | Self::Unwell(reason) => Some(reason),
         }
     }
+}
+
+/// Why leases end before their tasks do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// The stable dotted code.
+    pub code: &'static str,
+    /// For people.
+    pub reason: String,
 }
 
 /// What was measured on a GPU.
@@ -89,6 +100,8 @@ pub(crate) struct Holding {
     pub(crate) lease: u64,
     pub(crate) task: String,
     pub(crate) kind: Kind,
+    /// Why it ends before its task does.
+    pub(crate) failure: Option<Cause>,
 }
 
 /// A device that is kept for a wish which others have passed often enough.
@@ -416,6 +429,7 @@ impl Ledger {
             lease: self.leases,
             task: request.task.clone(),
             kind: request.kind,
+            failure: None,
         });
         for &pool in &device.pools {
             *self.pools[pool].counts.of_mut(request.kind) += 1;
@@ -491,6 +505,23 @@ impl Ledger {
         leaked
     }
 
+    /// Has all leases of a device end; with `only`, the lease that is there alone.
+    pub(crate) fn fail(&mut self, place: usize, cause: &Cause, only: bool) {
+        let holdings = &mut self.devices[place].holdings;
+        if only && holdings.len() > 1 {
+            return;
+        }
+        for held in holdings {
+            held.failure.get_or_insert_with(|| cause.clone());
+        }
+    }
+
+    /// Why a lease ends before its task does.
+    pub(crate) fn failure(&self, place: usize, lease: u64) -> Option<&Cause> {
+        let mut holdings = self.devices[place].holdings.iter();
+        holdings.find(|held| held.lease == lease)?.failure.as_ref()
+    }
+
     /// Takes a measurement; true where it leaves more room than the last.
     pub(crate) fn measure(&mut self, place: usize, measurement: &Measurement) -> bool {
         let more = self.devices[place].measure(measurement);
@@ -510,7 +541,7 @@ impl Ledger {
         match block {
             Block::State => {
                 let reason = device.entry.state.reason().unwrap_or("it is not ready");
-                format!("{id}: {reason}")
+                format!("{id} cannot be used for now: {reason}")
             }
             Block::Draining => format!("{id} is drained by the operator"),
             Block::Hot => format!(

@@ -1,12 +1,13 @@
 //! The machine's devices: what NVML tells about its GPUs, device strings, and who holds what.
 //!
 //! [`Monitor`] samples NVML off the request path → [`Snapshot`]. [`Selector`] is a device string,
-//! parsed once. [`Allocator`] is one lock around pure parts: the ledger (what each device has and who
+//! parsed once. [`Condition`] is how well a GPU is, and what follows. [`Allocator`] is one lock around pure parts: the ledger (what each device has and who
 //! holds it), [`Pool`]s, the [`Policy`] among free devices, and [`Place`]s in the queue. Deciding and
 //! recording is one step, and a [`Lease`] ends exactly once.
 
 mod allocator;
 mod gpu;
+mod health;
 mod ledger;
 mod memory;
 mod monitor;
@@ -20,9 +21,10 @@ mod selector;
 mod visible;
 
 pub use allocator::{Allocator, Lease, PoolUsage, Returning, Ticket, Usage};
-pub use gpu::{Gpu, Snapshot};
-pub use ledger::{DeviceEntry, Measurement, State, Taken};
-pub use monitor::Monitor;
+pub use gpu::{Failure, Gpu, Recovery, Snapshot};
+pub use health::{Action, Condition, Health, LastXid, Order, Signal};
+pub use ledger::{Cause, DeviceEntry, Measurement, State, Taken};
+pub use monitor::{Monitor, News};
 pub use nvml::memory_used;
 pub use policy::{InvalidPolicy, Policy};
 pub use pool::{GpuFacts, InvalidPool, Pool};

@@ -1,23 +1,41 @@
-//! The monitor: samples NVML on a thread of its own, so that a hanging driver hangs nobody.
+//! The monitor: samples NVML off the request path, each GPU on a thread of its own, so that a GPU
+//! whose calls hang hangs nobody.
+//!
+//! A thread that calls nothing of NVML conducts ([`rounds`]): every period it asks the threads for a
+//! sample and waits for a while; who has not answered then is told of as silent, and not asked again
+//! until the call returns. [`roster`] keeps which GPU is which `cuda:N`.
 
+mod roster;
+mod rounds;
+
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::rounds::{Message, Rounds};
 use crate::gpu::Snapshot;
-use crate::nvml;
 
-/// How long after a missing driver the monitor looks again.
-const RETRY: Duration = Duration::from_secs(30);
 /// The longest that a caller waits for a sample of its own.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// Called with every sample.
-type Listener = Box<dyn Fn(&Snapshot) + Send>;
+/// What the monitor's listener is told.
+#[derive(Debug, Clone, Copy)]
+pub enum News<'a> {
+    /// A new sample.
+    Sample(&'a Snapshot),
+    /// An Xid: an error that the driver reports of a GPU.
+    Xid {
+        /// N of `cuda:N`.
+        gpu: u32,
+        /// NVIDIA's number of the error.
+        code: u64,
+    },
+}
+
+/// Called with all news.
+type Listener = Box<dyn Fn(News<'_>) + Send>;
 
 struct Shared {
-    /// Set by who wants a sample before its time.
-    wanted: Mutex<bool>,
-    wake: Condvar,
     last: Mutex<Arc<Snapshot>>,
     sampled: Condvar,
     listener: Mutex<Option<Listener>>,
@@ -27,30 +45,27 @@ struct Shared {
 #[derive(Clone)]
 pub struct Monitor {
     shared: Arc<Shared>,
-    patience: Duration,
+    conductor: Sender<(u64, Message)>,
 }
 
 impl Monitor {
-    /// Starts to sample every `period`, and waits for the first sample, `patience` at most.
-    /// `visible` is the value of `CUDA_VISIBLE_DEVICES`.
+    /// Starts to sample every `period`, and waits for the first sample: `patience` at most, as a GPU
+    /// that wakes up takes some seconds. `visible` is the value of `CUDA_VISIBLE_DEVICES`.
     pub fn start(period: Duration, patience: Duration, visible: Option<String>) -> Self {
-        let waiting = Snapshot::unavailable(format!(
-            "NVML has not answered for {} s",
-            patience.as_secs_f64()
-        ));
         let shared = Arc::new(Shared {
-            last: Mutex::new(Arc::new(waiting)),
-            wanted: Mutex::new(false),
-            wake: Condvar::new(),
+            last: Mutex::new(Arc::new(Snapshot::unavailable(
+                "NVML has not answered yet".to_owned(),
+            ))),
             sampled: Condvar::new(),
             listener: Mutex::default(),
         });
-        let sampling = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("nvml".to_owned());
-        let spawned = thread.spawn(move || sampling.sample_for_ever(period, visible.as_deref()));
-        let monitor = Self { shared, patience };
+        let (conductor, inbox) = channel();
+        let rounds = Rounds::new(Arc::clone(&shared), conductor.clone(), visible);
+        let thread = std::thread::Builder::new().name("monitor".to_owned());
+        let spawned = thread.spawn(move || rounds.conduct(&inbox, period, patience));
+        let monitor = Self { shared, conductor };
         match spawned {
-            Ok(_) => monitor.wait_for_first(),
+            Ok(_) => monitor.wait_for_first(patience),
             Err(error) => {
                 let reason = format!("no thread to read NVML on: {error}");
                 monitor.shared.store(Snapshot::unavailable(reason));
@@ -59,28 +74,26 @@ impl Monitor {
         monitor
     }
 
-    fn wait_for_first(&self) {
+    fn wait_for_first(&self, patience: Duration) {
         let last = self
             .shared
             .last
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let pending = |last: &mut Arc<Snapshot>| last.taken.is_none();
+        // The conductor gives up after `patience` itself, and then says of whom.
+        let patience = patience + REFRESH;
         let _ = self
             .shared
             .sampled
-            .wait_timeout_while(last, self.patience, pending);
+            .wait_timeout_while(last, patience, pending);
     }
 
     /// A sample taken after this was called; the last one where NVML takes longer than a second.
     pub fn refresh(&self) -> Arc<Snapshot> {
         let asked = Instant::now();
-        *self
-            .shared
-            .wanted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = true;
-        self.shared.wake.notify_all();
+        // Without a conductor there is no other sample.
+        let _none = self.conductor.send((0, Message::Wanted));
         let last = self
             .shared
             .last
@@ -92,39 +105,21 @@ impl Monitor {
         Arc::clone(&last)
     }
 
-    /// Calls `listener` with the last sample and every one to come.
-    pub fn on_sample(&self, listener: impl Fn(&Snapshot) + Send + 'static) {
+    /// Calls `listener` with the last sample and all news to come.
+    pub fn listen(&self, listener: impl Fn(News<'_>) + Send + 'static) {
         let mut slot = self
             .shared
             .listener
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        listener(&self.snapshot());
+        listener(News::Sample(&self.snapshot()));
         *slot = Some(Box::new(listener));
     }
 
-    /// The last sample. Where NVML has stopped answering since, its GPUs say so.
+    /// The last sample.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        let last = Arc::clone(
-            &self
-                .shared
-                .last
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        let age = last.taken.map(|taken| taken.elapsed());
-        match age {
-            Some(age) if age > self.patience.max(RETRY) && last.nvml_error.is_none() => {
-                let mut stale = Snapshot::clone(&last);
-                let reason = format!("NVML has not answered for {} s", age.as_secs());
-                for gpu in &mut stale.gpus {
-                    gpu.error = Some(reason.clone());
-                }
-                stale.nvml_error = Some(reason);
-                Arc::new(stale)
-            }
-            _ => last,
-        }
+        let last = self.shared.last.lock();
+        Arc::clone(&last.unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -134,36 +129,13 @@ impl Shared {
         let snapshot = Arc::new(snapshot);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&snapshot);
         self.sampled.notify_all();
+        self.tell(News::Sample(&snapshot));
+    }
+
+    fn tell(&self, news: News<'_>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(listener) = &*listener {
-            listener(&snapshot);
-        }
-    }
-
-    /// Waits for the next sample's time, or for somebody who wants one now.
-    fn pause(&self, period: Duration) {
-        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .wake
-            .wait_timeout_while(wanted, period, |wanted| !*wanted);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
-    }
-
-    fn sample_for_ever(&self, period: Duration, visible: Option<&str>) {
-        loop {
-            match nvml::open() {
-                Err(reason) => self.store(Snapshot::unavailable(reason)),
-                Ok(nvml) => loop {
-                    let snapshot = nvml::sample(&nvml, visible);
-                    let failed = snapshot.nvml_error.is_some();
-                    self.store(snapshot);
-                    if failed {
-                        break;
-                    }
-                    self.pause(period);
-                },
-            }
-            std::thread::sleep(RETRY);
+            listener(news);
         }
     }
 }

@@ -1,66 +1,80 @@
 //! Reading NVML. Every figure may be missing; a GPU that does not answer is a state, not an error.
 
 mod describe;
-
-use std::time::Instant;
+mod events;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
-use self::describe::{describe, silent};
-use crate::gpu::{Gpu, Snapshot};
+pub(crate) use self::describe::Known;
+use self::describe::describe;
+use crate::gpu::{Failure, Gpu, Reading, System};
 use crate::visible::{Identity, chosen};
 
-/// A GPU before it has its place among the visible ones.
-struct Found {
-    gpu: Gpu,
-    /// (domain, bus, device), the order of the GPUs; a GPU that does not tell comes last.
-    position: (u32, u32, u32),
+/// NVML, loaded and initialised until it is dropped.
+pub(crate) struct Session {
+    nvml: Nvml,
 }
 
-/// Loads the library and initialises it: a reason where there is none.
-pub(crate) fn open() -> Result<Nvml, String> {
-    Nvml::init().map_err(|error| match error {
-        NvmlError::LibloadingError(_) => {
-            "no NVML library (libnvidia-ml.so.1): no NVIDIA driver is installed".to_owned()
+impl Session {
+    /// Loads the library and initialises it: a reason where there is none.
+    pub(crate) fn open() -> Result<Self, String> {
+        let nvml = Nvml::init().map_err(|error| match error {
+            NvmlError::LibloadingError(_) => {
+                "no NVML library (libnvidia-ml.so.1): no NVIDIA driver is installed".to_owned()
+            }
+            other => format!("NVML does not start: {other}"),
+        })?;
+        Ok(Self { nvml })
+    }
+
+    /// What NVML tells of the machine. Errors: a reason why there are no GPUs to look at.
+    pub(crate) fn system(&self) -> Result<System, String> {
+        let count = self.nvml.device_count();
+        let detected = count.map_err(|error| format!("NVML does not count GPUs: {error}"))?;
+        let cuda = self.nvml.sys_cuda_driver_version().ok();
+        Ok(System {
+            driver_version: self.nvml.sys_driver_version().ok(),
+            nvml_version: self.nvml.sys_nvml_version().ok(),
+            // cuDriverGetVersion: 1000·major + 10·minor.
+            cuda_version: cuda.map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
+            detected,
+        })
+    }
+
+    /// Samples the GPU of this number of NVML's. `known` is kept for the next sample of it.
+    pub(crate) fn read(&self, index: u32, known: &mut Option<Known>) -> Reading {
+        let device = match self.nvml.device_by_index(index) {
+            Ok(device) => device,
+            Err(error) => {
+                *known = None;
+                return Reading::failed(index, failure(&error), error.to_string());
+            }
+        };
+        let pci = device.pci_info();
+        Reading {
+            position: pci.map_or((u32::MAX, u32::MAX, index), |pci| {
+                (pci.domain, pci.bus, pci.device)
+            }),
+            gpu: describe(&self.nvml, &device, known),
         }
-        other => format!("NVML does not start: {other}"),
-    })
+    }
 }
 
-/// Samples all GPUs. `visible` is the value of `CUDA_VISIBLE_DEVICES`.
-pub(crate) fn sample(nvml: &Nvml, visible: Option<&str>) -> Snapshot {
-    let taken = Some(Instant::now());
-    let count = match nvml.device_count() {
-        Ok(count) => count,
-        Err(error) => return Snapshot::unavailable(format!("NVML does not count GPUs: {error}")),
-    };
-    let mut found: Vec<Found> = (0..count).map(|index| read(nvml, index)).collect();
-    found.sort_by_key(|found| found.position);
-    let mut gpus: Vec<Gpu> = found.into_iter().map(|found| found.gpu).collect();
-    if let Some(visible) = visible {
-        gpus = filter(gpus, visible);
-    }
-    for (index, gpu) in (0..).zip(&mut gpus) {
-        gpu.index = index;
-    }
-    let cuda = nvml.sys_cuda_driver_version().ok();
-    Snapshot {
-        gpus,
-        driver_version: nvml.sys_driver_version().ok(),
-        nvml_version: nvml.sys_nvml_version().ok(),
-        detected: count,
-        // cuDriverGetVersion: 1000·major + 10·minor.
-        cuda_version: cuda.map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
-        nvml_error: None,
-        taken,
+/// What kind of failure of a GPU an error is.
+fn failure(error: &NvmlError) -> Failure {
+    match error {
+        NvmlError::GpuLost => Failure::Lost,
+        NvmlError::ResetRequired => Failure::ResetRequired,
+        NvmlError::NoPermission => Failure::NoPermission,
+        _ => Failure::Unknown,
     }
 }
 
 /// The memory in use on a GPU at this moment, in bytes (`nvmlDeviceGetMemoryInfo_v2`). Errors: a
 /// reason.
 pub fn memory_used(uuid: &str) -> Result<u64, String> {
-    let nvml = open()?;
+    let Session { nvml } = Session::open()?;
     let device = nvml
         .device_by_uuid(uuid)
         .map_err(|error| error.to_string())?;
@@ -70,26 +84,9 @@ pub fn memory_used(uuid: &str) -> Result<u64, String> {
         .used)
 }
 
-fn read(nvml: &Nvml, index: u32) -> Found {
-    match nvml.device_by_index(index) {
-        Ok(device) => Found {
-            position: device
-                .pci_info()
-                .map_or((u32::MAX, u32::MAX, index), |pci| {
-                    (pci.domain, pci.bus, pci.device)
-                }),
-            gpu: describe(nvml, &device),
-        },
-        Err(error) => Found {
-            gpu: silent(format!("GPU {index} of NVML"), error.to_string()),
-            position: (u32::MAX, u32::MAX, index),
-        },
-    }
-}
-
 /// Keeps what `CUDA_VISIBLE_DEVICES` names. The order stays that of the bus: N of `cuda:N` counts in
 /// it everywhere.
-fn filter(gpus: Vec<Gpu>, visible: &str) -> Vec<Gpu> {
+pub(crate) fn filter(gpus: Vec<Gpu>, visible: &str) -> Vec<Gpu> {
     let identity = |(number, gpu): (usize, &Gpu)| Identity {
         gpu: number,
         uuid: gpu.uuid.clone(),

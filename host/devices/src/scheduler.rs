@@ -185,18 +185,17 @@ impl Scheduler {
         any
     }
 
-    /// Ends the probing of a device.
-    pub(crate) fn settle(&mut self, id: DeviceId, outcome: Result<u64, String>) {
+    /// Takes what is known of a device: `change` changes what there is of it.
+    pub(crate) fn update(&mut self, id: DeviceId, change: impl FnOnce(&mut DeviceEntry)) {
         if let Some(place) = self.ledger.find(id) {
-            // What the probe took is no other program's, and is gone with it.
-            self.ledger.devices[place].memory.restart_average();
-            self.ledger.change(place, |entry| match outcome {
-                Ok(overhead_bytes) => {
-                    entry.overhead_bytes = overhead_bytes;
-                    entry.state = State::Ready;
-                }
-                Err(reason) => entry.state = State::Unable(reason),
-            });
+            let device = &mut self.ledger.devices[place];
+            let before = device.entry.state.clone();
+            self.ledger.change(place, change);
+            let device = &mut self.ledger.devices[place];
+            if device.entry.state == State::Ready && before != State::Ready {
+                // What its self-test took is no other program's, and is gone with it.
+                device.memory.restart_average();
+            }
         }
         self.review();
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, PERIOD};
 use crate::output;
 use crate::plugins::{Registry, RegistrySettings};
 use crate::settings::Settings;
@@ -158,7 +158,7 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Mode::Infer => (TaskKind::Inference, "inference"),
         };
         let depth = if cpu { Depth::Check } else { Depth::Measure };
-        let machine = Arc::new(Machine::look(Settings::default(), move |_| depth)?);
+        let machine = Arc::new(Machine::look(Settings::default(), PERIOD, move |_| depth)?);
         if !cpu {
             machine.probed();
         }

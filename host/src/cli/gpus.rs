@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{folders, server, table, view};
 use crate::client::Client;
-use crate::machine::Machine;
+use crate::machine::{Machine, PERIOD};
 use crate::output;
 use crate::settings::Settings;
 use crate::worker::probe::Depth;
@@ -45,7 +45,7 @@ impl Source {
         if let Some(client) = server::find(arguments, folders)? {
             return Ok(Self::Server(client));
         }
-        let machine = Machine::look(Settings::read(&folders.state()?)?, |_| Depth::Check)?;
+        let machine = Machine::look(Settings::read(&folders.state()?)?, PERIOD, |_| Depth::Check)?;
         machine.probed();
         Ok(Self::Machine(Box::new(machine)))
     }

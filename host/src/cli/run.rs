@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::folders::Folders;
 use crate::inputs::{existing, source};
-use crate::machine::Machine;
+use crate::machine::{Machine, PERIOD};
 use crate::output;
 use crate::settings::Settings;
 use crate::tasks::lock::Role;
@@ -101,11 +101,13 @@ pub(super) fn run(folders: &Folders, arguments: Arguments, json: bool) -> anyhow
         let selector = device.map(str::parse::<devices::Selector>).transpose()?;
         // GPUs that the task cannot use are not woken up.
         let wanted = selector.unwrap_or(devices::Selector::AnyGpu);
-        let machine = Machine::look(Settings::read(&folders.state)?, |id| match &wanted {
+        let named = wanted.clone();
+        let depth = move |id| match &named {
             devices::Selector::AnyGpu | devices::Selector::Pool(_) => Depth::Measure,
             devices::Selector::Device(device) if *device == id => Depth::Measure,
             devices::Selector::Device(_) => Depth::Check,
-        })?;
+        };
+        let machine = Machine::look(Settings::read(&folders.state)?, PERIOD, depth)?;
         let machine = Arc::new(machine);
         if wanted != devices::Selector::Device(devices::DeviceId::Cpu) {
             machine.probed();

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use clap::Args;
 use devices::Policy;
@@ -34,6 +35,10 @@ pub(super) struct Arguments {
     /// [default: what was last set].
     #[arg(long)]
     policy: Option<Policy>,
+    /// Milliseconds between two looks at the GPUs, 100 to 60000. What is lost or hangs is noticed
+    /// within this time and 3 seconds.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    monitor_period: u64,
 }
 
 pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -43,7 +48,8 @@ pub(super) fn serve(folders: &Folders, arguments: &Arguments) -> anyhow::Result<
         if let Some(policy) = arguments.policy {
             settings.policy = policy;
         }
-        let machine = Arc::new(Machine::look(settings, |_| Depth::Measure)?);
+        let period = Duration::from_millis(arguments.monitor_period);
+        let machine = Arc::new(Machine::look(settings, period, |_| Depth::Measure)?);
         output::message(format_args!("plugins: {}", folders.plugins.display()));
         output::message(format_args!("state:   {}", folders.state.display()));
         let registry = super::registry(folders).await?;

@@ -10,8 +10,8 @@ use devices::{Gpu, Kind, Snapshot, Usage};
 use serde_json::{Map, Value, json};
 
 use super::Shared;
+use crate::machine::Machine;
 use crate::machine::gpus::{self, counts};
-use crate::machine::{Machine, PERIOD};
 use crate::plugins::PluginState;
 use crate::processor;
 
@@ -41,7 +41,7 @@ fn active(usage: &Usage) -> Value {
 }
 
 /// A GPU: the old service's members, then all that is known.
-fn device(gpu: &Gpu, usage: Option<&Usage>) -> Value {
+fn device(machine: &Machine, gpu: &Gpu, usage: Option<&Usage>) -> Value {
     let mut device = json!({
         "id": gpu.index,
         "device_name": format!("cuda:{}", gpu.index),
@@ -54,7 +54,7 @@ fn device(gpu: &Gpu, usage: Option<&Usage>) -> Value {
         "utilization": gpu.utilization_gpu_percent,
     });
     if let (Value::Object(device), Ok(Value::Object(fields))) =
-        (&mut device, gpus::fields(gpu, usage))
+        (&mut device, gpus::fields(machine, gpu, usage))
     {
         device.extend(fields);
     }
@@ -67,7 +67,7 @@ pub(super) fn gpu_info(machine: &Machine, snapshot: &Snapshot) -> Value {
     let devices: Vec<Value> = snapshot
         .gpus
         .iter()
-        .map(|gpu| device(gpu, gpus::of(&usage, gpu)))
+        .map(|gpu| device(machine, gpu, gpus::of(&usage, gpu)))
         .collect();
     let schedulable = devices
         .iter()
@@ -77,18 +77,18 @@ pub(super) fn gpu_info(machine: &Machine, snapshot: &Snapshot) -> Value {
     json!({
         "available": !snapshot.gpus.is_empty(),
         "count": snapshot.gpus.len(),
-        "cuda_version": snapshot.cuda_version,
-        "driver_version": snapshot.driver_version,
+        "cuda_version": snapshot.system.cuda_version,
+        "driver_version": snapshot.system.driver_version,
         "pytorch_version": null,
         "schema_version": 1,
         "source": if snapshot.nvml_error.is_none() { "nvml" } else { "none" },
-        "nvml_version": snapshot.nvml_version,
+        "nvml_version": snapshot.system.nvml_version,
         "nvml_error": snapshot.nvml_error,
-        "gpu_count_detected": snapshot.detected,
+        "gpu_count_detected": snapshot.system.detected,
         "gpu_count_schedulable": schedulable.count(),
         "sampled_at": sampled.map(|time| format!("{time:.3}")),
         "sample_age_ms": age.map(|age| age.as_millis() as u64),
-        "sample_interval_ms": PERIOD.as_millis() as u64,
+        "sample_interval_ms": machine.period.as_millis() as u64,
         "cuda_visible_devices": std::env::var("CUDA_VISIBLE_DEVICES").ok(),
         "cpu_fallback_enabled": machine.allocator.cpu_fallback(),
         "devices": devices,

@@ -1,20 +1,37 @@
 //! The GPUs as programs are shown them.
 
-use devices::{DeviceId, Gpu, Kind, Usage};
+use std::time::Duration;
+
+use devices::{DeviceId, Gpu, Health, Kind, Usage};
 use serde_json::{Value, json};
 
-use super::Machine;
+use super::{Machine, Shown};
 
-/// What a device is called in `health`, for short.
-fn health(gpu: &Gpu, usage: Option<&Usage>) -> (&'static str, Option<String>) {
-    let unable = usage.and_then(|usage| usage.state.reason());
-    match (&gpu.error, usage) {
-        (Some(error), _) if error.contains("fell off the bus") => ("lost", Some(error.clone())),
-        (Some(error), _) => ("suspect", Some(error.clone())),
-        (None, Some(usage)) if usage.draining => ("draining", usage.reason().map(str::to_owned)),
-        (None, Some(usage)) if usage.hot => ("throttled", usage.reason().map(str::to_owned)),
-        (None, _) => ("healthy", unable.map(str::to_owned)),
-    }
+/// What was so long ago, as RFC 3339 has it.
+fn ago(age: Duration) -> Option<String> {
+    let time = jiff::Timestamp::now().checked_sub(age).ok()?;
+    Some(format!("{time:.3}"))
+}
+
+/// A GPU's fields about its health.
+fn health(shown: Option<Shown>) -> Value {
+    let Some(shown) = shown else {
+        return json!({
+            "health": Health::Suspect,
+            "health_reason": "it was not there when the host started: restart the host to use it",
+            "health_since": null,
+            "last_xid": null,
+        });
+    };
+    let last_xid = shown
+        .last_xid
+        .map(|(xid, age)| json!({ "code": xid.code, "at": ago(age), "action": xid.action }));
+    json!({
+        "health": shown.health,
+        "health_reason": shown.reason,
+        "health_since": ago(shown.age),
+        "last_xid": last_xid,
+    })
 }
 
 /// The tasks on a device, by kind.
@@ -23,9 +40,9 @@ pub fn counts(usage: &Usage) -> Value {
 }
 
 /// A GPU's fields: what NVML tells, what the ledger has, and whether tasks can run there.
-pub fn fields(gpu: &Gpu, usage: Option<&Usage>) -> serde_json::Result<Value> {
+pub fn fields(machine: &Machine, gpu: &Gpu, usage: Option<&Usage>) -> serde_json::Result<Value> {
     let mut fields = serde_json::to_value(gpu)?;
-    let (health, health_reason) = health(gpu, usage);
+    let health = health(machine.health(gpu, usage));
     let added = json!({
         "device": DeviceId::Cuda(gpu.index).to_string(),
         // Workers name GPUs by UUID, so their driver's order is that of the host.
@@ -43,13 +60,14 @@ pub fn fields(gpu: &Gpu, usage: Option<&Usage>) -> serde_json::Result<Value> {
         "utilization_gpu_ema_percent": usage.and_then(|usage| usage.utilization_percent),
         "limits": usage.map(|usage| usage.limits),
         "pools": usage.map(|usage| usage.pools.iter().map(ToString::to_string).collect::<Vec<_>>()),
-        "health": health,
-        "health_reason": health_reason,
         "schedulable": usage.is_some_and(|usage| usage.reason().is_none()),
         "reason": usage.and_then(Usage::reason),
     });
-    if let (Value::Object(fields), Value::Object(added)) = (&mut fields, added) {
+    if let (Value::Object(fields), Value::Object(added), Value::Object(health)) =
+        (&mut fields, added, health)
+    {
         fields.extend(added);
+        fields.extend(health);
     }
     Ok(fields)
 }
@@ -64,7 +82,10 @@ impl Machine {
     /// The GPUs for programs.
     pub fn describe(&self) -> serde_json::Result<Value> {
         let (snapshot, usage) = (self.monitor.snapshot(), self.allocator.usage());
-        let gpus = snapshot.gpus.iter().map(|gpu| fields(gpu, of(&usage, gpu)));
+        let gpus = snapshot
+            .gpus
+            .iter()
+            .map(|gpu| fields(self, gpu, of(&usage, gpu)));
         let gpus: Vec<Value> = gpus.collect::<Result<_, _>>()?;
         let mut described = serde_json::to_value(&*snapshot)?;
         described["gpus"] = gpus.into();

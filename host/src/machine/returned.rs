@@ -42,7 +42,7 @@ impl Machine {
                 Some(_) if Instant::now() >= end => {
                     return returned(used_bytes, returning.write_off());
                 }
-                None if Instant::now() >= end => {
+                None if Instant::now() >= end || self.fails(device) => {
                     returning.forget();
                     return returned(None, 0);
                 }

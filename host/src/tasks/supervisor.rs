@@ -28,6 +28,9 @@ const CRASHED: Duration = Duration::from_millis(500);
 /// The code of memory that ran out in spite of the lease.
 const EXHAUSTED: &str = "memory.exhausted";
 
+/// Codes of failures that may be the device's own.
+const FAULTS: [&str; 2] = ["device.fault", "device.lost"];
+
 /// How a task ended.
 struct End {
     state: TaskState,
@@ -132,6 +135,11 @@ async fn supervise(
     let mut returning = None;
     let mut cancelled: Option<Instant> = None;
     let end = loop {
+        if let Some(cause) = lease.as_ref().and_then(Lease::failure) {
+            // A process that the driver does not let go is left to the system.
+            let _ended = tokio::time::timeout(PATIENCE, worker.kill()).await;
+            break Some(failed(cause.code, cause.reason));
+        }
         let until = cancelled
             .map_or(last_word + SILENCE, |at| at + PATIENCE)
             .min(deadline);
@@ -154,7 +162,9 @@ async fn supervise(
                     }
                     FromWorker::Finished { failure } => {
                         let completed = || End { state: TaskState::Completed, message: "completed".to_owned(), code: None };
-                        let end = failure.map_or_else(completed, |failure| failed(&failure.code, failure.message));
+                        let end = failure.map_or_else(completed, |failure| {
+                            failed(&failure.code, blamed(inner, record, &failure))
+                        });
                         worker.ended(PATIENCE).await;
                         break Some(end);
                     }
@@ -181,7 +191,9 @@ async fn supervise(
                     Err(refusal) => tell(&mut sink, ToWorker::Refused(refused(&refusal))).await,
                 }
             }
-            _ = changes.changed(), if wish.is_some() => waits(inner, record, wish.as_ref()),
+            _ = changes.changed(), if wish.is_some() || lease.is_some() => {
+                waits(inner, record, wish.as_ref());
+            }
             () = cancel(&mut told), if cancelled.is_none() => {
                 cancelled = Some(Instant::now());
                 wish = None;
@@ -220,6 +232,24 @@ async fn supervise(
             code: None,
         },
     })
+}
+
+/// What a failure says. A fault of the task's device is told to the machine, which may know more of it.
+fn blamed(inner: &Inner, record: &TaskRecord, failure: &Failure) -> String {
+    let message = failure.message.clone();
+    let device = record.device.as_ref().map(|device| device.parse());
+    let Some(Ok(Selector::Device(device))) = device else {
+        return message;
+    };
+    if !FAULTS.contains(&failure.code.as_str()) {
+        return message;
+    }
+    let uuid = record.device_uuid.as_deref().unwrap_or("no UUID");
+    let named = format!("{device} ({uuid}): {message}");
+    match inner.settings.machine.fault(device, &message) {
+        Some(xid) => format!("{named}; the driver reported Xid {xid}"),
+        None => named,
+    }
 }
 
 /// Waits until the task is to be cancelled.

@@ -8,8 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use compute::builder::Conv2d;
+use compute::cpu::CpuBackend;
 use compute::cuda::{self, CudaBackend};
-use compute::{Backend, Builder, DType, Dim, HostTensor, Plan};
+use compute::{Backend, Builder, DType, Dim, HostTensor, Plan, Session};
 use serde::{Deserialize, Serialize};
 
 use crate::program;
@@ -22,6 +23,9 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// What a context is taken to cost where it cannot be measured.
 const UNMEASURED_BYTES: u64 = 1 << 30;
 
+/// How far a loss on a GPU may be from the CPU's, as a share of it.
+const TOLERANCE: f64 = 1e-3;
+
 /// How thoroughly a GPU is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
@@ -31,11 +35,13 @@ pub enum Depth {
     Measure,
 }
 
-/// What a probe prints.
-#[derive(Serialize, Deserialize)]
-struct Finding {
-    context_bytes: u64,
-    error: Option<String>,
+/// What was found of a GPU that can run tasks.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Finding {
+    /// What a context takes there.
+    pub context_bytes: u64,
+    /// Why nothing was computed there, where that is so.
+    pub untested: Option<String>,
 }
 
 /// Sizes of the exercise's input.
@@ -69,50 +75,66 @@ fn exercise() -> Result<Plan, compute::Error> {
     Plan::new(&b.graph(), 2)
 }
 
+/// The mean loss of a step of the exercise.
+fn step(session: &mut dyn Session) -> Result<f64, compute::Error> {
+    let x = HostTensor::from_f32(&EXERCISE, &[0.5; 2 * 8 * 16 * 16])?;
+    let y = HostTensor::from_i64(&[2], &[0, 1])?;
+    session.run(0, 2, &[("x", &x), ("y", &y)], &AtomicBool::new(false))?;
+    session.mean(0, "loss")
+}
+
+/// What can be found of a GPU. Errors: why no task can run there.
+fn find(uuid: &str, depth: Depth) -> Result<Finding, compute::Error> {
+    if depth == Depth::Check {
+        cuda::check(uuid)?;
+        return Ok(Finding {
+            context_bytes: 0,
+            untested: None,
+        });
+    }
+    let before = devices::memory_used(uuid);
+    let backend = CudaBackend::new(uuid, "probe", cuda::Options::default())?;
+    let mut session = backend.open(vec![exercise()?], u64::MAX)?;
+    let loss = step(&mut *session)?;
+    let after = devices::memory_used(uuid);
+    let mut same = CpuBackend::new(1)?.open(vec![exercise()?], u64::MAX)?;
+    let expected = step(&mut *same)?;
+    if (loss - expected).abs() > TOLERANCE * expected.abs() {
+        return Err(compute::Error::new(
+            "device.wrong",
+            format!("it computes wrong: a loss of {loss}, where the CPU has {expected}"),
+        ));
+    }
+    let context_bytes = match (before, after) {
+        (Ok(before), Ok(after)) if after > before + session.used_bytes() => {
+            after - before - session.used_bytes()
+        }
+        _ => UNMEASURED_BYTES,
+    };
+    Ok(Finding {
+        context_bytes,
+        untested: None,
+    })
+}
+
 /// The body of the probing process: prints what it finds.
 pub fn run(uuid: &str, depth: Depth) -> ExitCode {
-    let measured = || -> Result<u64, compute::Error> {
-        if depth == Depth::Check {
-            return cuda::check(uuid).map(|()| 0);
-        }
-        let before = devices::memory_used(uuid);
-        let backend = CudaBackend::new(uuid, "probe", cuda::Options::default())?;
-        let mut session = backend.open(vec![exercise()?], u64::MAX)?;
-        let x = HostTensor::from_f32(&EXERCISE, &[0.5; 2 * 8 * 16 * 16])?;
-        let y = HostTensor::from_i64(&[2], &[0, 1])?;
-        session.run(0, 2, &[("x", &x), ("y", &y)], &AtomicBool::new(false))?;
-        session.mean(0, "loss")?;
-        let after = devices::memory_used(uuid);
-        Ok(match (before, after) {
-            (Ok(before), Ok(after)) if after > before + session.used_bytes() => {
-                after - before - session.used_bytes()
-            }
-            _ => UNMEASURED_BYTES,
-        })
-    };
-    let finding = match measured() {
-        Ok(context_bytes) => Finding {
-            context_bytes,
-            error: None,
-        },
-        // Others hold its memory: tasks wait for that, as for any memory.
-        Err(error) if error.code() == "memory.exhausted" => Finding {
+    let found = match find(uuid, depth) {
+        Ok(finding) => Ok(finding),
+        Err(error) if error.code() == "memory.exhausted" => Ok(Finding {
             context_bytes: UNMEASURED_BYTES,
-            error: None,
-        },
-        Err(error) => Finding {
-            context_bytes: 0,
-            error: Some(error.to_string()),
-        },
+            untested: Some("its memory is held by others, so that it cannot be tested".to_owned()),
+        }),
+        Err(error) => Err(error.to_string()),
     };
-    match serde_json::to_string(&finding) {
+    match serde_json::to_string(&found) {
         Ok(text) if crate::output::data(&text).is_ok() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
-/// Probes a GPU: the bytes that a context takes there. Errors: why no task can run on it.
-pub fn probe(uuid: &str, depth: Depth) -> Result<u64, String> {
+/// Probes a GPU. Errors: why no task can run on it.
+pub fn probe(uuid: &str, depth: Depth) -> Result<Finding, String> {
     let mut command = Command::new(program::PATH);
     command.arg0("hangar").args(["probe", uuid]);
     if depth == Depth::Check {
@@ -144,18 +166,13 @@ pub fn probe(uuid: &str, depth: Depth) -> Result<u64, String> {
         .stdout
         .take()
         .map(|mut out| out.read_to_string(&mut text));
-    let finding = match read {
-        Some(Ok(_)) => serde_json::from_str::<Finding>(&text).ok(),
+    let found = match read {
+        Some(Ok(_)) => serde_json::from_str::<Result<Finding, String>>(&text).ok(),
         _ => None,
     };
-    match finding {
-        Some(Finding {
-            error: Some(reason),
-            ..
-        }) => Err(reason),
-        Some(finding) => Ok(finding.context_bytes),
-        None => Err(format!(
+    found.unwrap_or_else(|| {
+        Err(format!(
             "the driver ended the process that probed it ({status})"
-        )),
-    }
+        ))
+    })
 }

@@ -1,6 +1,7 @@
 //! One GPU as NVML describes it. Every figure may be missing, and says so.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{
@@ -10,12 +11,14 @@ use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::{nvmlFieldValue_t, nvmlMarginTemperature_t};
 
-use crate::gpu::{Facts, Gpu, Readings};
+use super::failure;
+use crate::gpu::{Facts, Failure, Gpu, Readings, Recovery};
 
 /// Fields of `nvml.h`.
 const MEMORY_TEMPERATURE: u32 = 82;
 const SHUTDOWN_TLIMIT: u32 = 193;
 const SLOWDOWN_TLIMIT: u32 = 194;
+const RECOVERY_ACTION: u32 = 230;
 
 /// Why the clocks are below the highest, by the names of `nvml.h`; whether it is more than idleness or
 /// a setting.
@@ -52,11 +55,23 @@ const REASONS: [(ThrottleReasons, &str, bool); 9] = [
 ];
 
 /// What a GPU does not tell.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Gaps {
     unsupported: Vec<&'static str>,
     errors: BTreeMap<&'static str, String>,
+    /// Why nothing that it tells counts.
+    failure: Option<(Failure, String)>,
 }
+
+/// What hardly changes of a GPU, read once in a while.
+pub(crate) struct Known {
+    facts: Facts,
+    gaps: Gaps,
+    read: Instant,
+}
+
+/// How long facts are kept before they are read again.
+const FACTS_AGE: Duration = Duration::from_secs(60);
 
 impl Gaps {
     /// The value of a field; where there is none, notes why.
@@ -66,13 +81,28 @@ impl Gaps {
             Err(error) => error,
         };
         match error {
-            NvmlError::NotSupported
-            | NvmlError::FailedToLoadSymbol(_)
-            | NvmlError::UnexpectedVariant(_) => self.unsupported.push(field),
-            error => drop(self.errors.insert(field, error.to_string())),
+            error if absent(&error) => self.unsupported.push(field),
+            error => {
+                let failure = failure(&error);
+                if matches!(failure, Failure::Lost | Failure::ResetRequired) {
+                    self.failure = Some((failure, error.to_string()));
+                }
+                self.errors.insert(field, error.to_string());
+            }
         }
         None
     }
+}
+
+/// Whether an error says that the GPU or its driver has no such figure.
+fn absent(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::NotSupported
+            | NvmlError::FunctionNotFound
+            | NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::UnexpectedVariant(_)
+    )
 }
 
 /// W of mW.
@@ -277,6 +307,9 @@ fn readings(nvml: &Nvml, device: &Device<'_>, facts: &Facts, gaps: &mut Gaps) ->
         ecc_uncorrected_aggregate: uncorrected_aggregate,
         retired_pages_pending: gaps
             .tell("retired_pages_pending", device.are_pages_pending_retired()),
+        recovery_action: gaps
+            .tell("recovery_action", field(nvml, device, RECOVERY_ACTION))
+            .and_then(Recovery::new),
         compute_mode: gaps
             .tell("compute_mode", device.compute_mode())
             .map(|mode| match mode {
@@ -297,36 +330,52 @@ fn power_draw_kind(device: &Device<'_>) -> &'static str {
     }
 }
 
-/// A GPU of which only the failure is known.
-pub(super) fn silent(name: String, error: String) -> Gpu {
-    Gpu {
-        name,
-        error: Some(error),
-        ..Gpu::default()
-    }
-}
-
-/// A GPU, without its place among the visible ones.
-pub(super) fn describe(nvml: &Nvml, device: &Device<'_>) -> Gpu {
+/// A GPU, without its place among the visible ones. `known` is kept for the next time.
+pub(super) fn describe(nvml: &Nvml, device: &Device<'_>, known: &mut Option<Known>) -> Gpu {
     let memory = device.memory_info();
     let name = device.name().unwrap_or_else(|_| "unknown GPU".to_owned());
     let uuid = device.uuid().ok();
     let pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id);
-    // A lost GPU still has a handle, but no answer to anything.
-    if let Err(error @ (NvmlError::GpuLost | NvmlError::Unknown)) = &memory {
-        return Gpu {
-            uuid,
-            pci_bus_id,
-            ..silent(name, error.to_string())
+    let silent = |failure, reason| {
+        let identity = Gpu {
+            uuid: uuid.clone(),
+            pci_bus_id: pci_bus_id.clone(),
+            name: name.clone(),
+            ..Gpu::default()
         };
+        identity.silenced(failure, reason)
+    };
+    // A GPU that fails still has a handle, but no answer to anything.
+    if let Err(error) = &memory
+        && !absent(error)
+    {
+        *known = None;
+        return silent(failure(error), error.to_string());
     }
-    let mut gaps = Gaps::default();
+    if known
+        .as_ref()
+        .is_none_or(|known| known.read.elapsed() >= FACTS_AGE)
+    {
+        let (read, mut gaps) = (Instant::now(), Gaps::default());
+        let facts = facts(nvml, device, &mut gaps);
+        *known = Some(Known { facts, gaps, read });
+    }
+    let (facts, mut gaps) = known
+        .as_ref()
+        .map(|known| (known.facts.clone(), known.gaps.clone()))
+        .unwrap_or_default();
     let memory = gaps.tell("memory_total_bytes", memory);
-    let facts = facts(nvml, device, &mut gaps);
     let readings = readings(nvml, device, &facts, &mut gaps);
     let temperature = device.temperature(TemperatureSensor::Gpu);
     let utilization = device.utilization_rates();
     let capability = device.cuda_compute_capability().ok();
+    let utilization = gaps.tell("utilization_gpu_percent", utilization);
+    let temperature = gaps.tell("temperature_gpu_c", temperature);
+    let power = gaps.tell("power_draw_watts", device.power_usage());
+    if let Some((failure, reason)) = gaps.failure {
+        *known = None;
+        return silent(failure, reason);
+    }
     Gpu {
         index: 0,
         uuid,
@@ -337,18 +386,15 @@ pub(super) fn describe(nvml: &Nvml, device: &Device<'_>) -> Gpu {
         memory_reserved_bytes: memory.as_ref().map(|memory| memory.reserved),
         memory_used_bytes: memory.as_ref().map(|memory| memory.used),
         memory_free_bytes: memory.as_ref().map(|memory| memory.free),
-        utilization_gpu_percent: gaps
-            .tell("utilization_gpu_percent", utilization)
-            .map(|rates| rates.gpu),
-        temperature_gpu_c: gaps.tell("temperature_gpu_c", temperature),
-        power_draw_watts: gaps
-            .tell("power_draw_watts", device.power_usage())
-            .map(watts),
+        utilization_gpu_percent: utilization.map(|rates| rates.gpu),
+        temperature_gpu_c: temperature,
+        power_draw_watts: power.map(watts),
         facts,
         readings,
         unsupported: gaps.unsupported,
         errors: gaps.errors,
         error: None,
+        failure: None,
     }
 }
 

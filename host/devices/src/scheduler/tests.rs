@@ -30,6 +30,18 @@ pub(crate) fn entry(id: DeviceId, gigabytes: u64) -> DeviceEntry {
     }
 }
 
+/// Probes a device: what a lease costs there besides its task, or why no task can run.
+fn settle(s: &mut Scheduler, id: DeviceId, outcome: Result<u64, String>) {
+    s.update(id, |entry| entry.state = State::Probing);
+    s.update(id, |entry| match outcome {
+        Ok(overhead_bytes) => {
+            entry.overhead_bytes = overhead_bytes;
+            entry.state = State::Ready;
+        }
+        Err(reason) => entry.state = State::Unable(reason),
+    });
+}
+
 fn machine(gpus: u32) -> Scheduler {
     let gpus = (0..gpus).map(|n| entry(DeviceId::Cuda(n), 24));
     let devices = std::iter::once(entry(DeviceId::Cpu, 64)).chain(gpus);
@@ -276,14 +288,14 @@ fn what_a_probe_takes_is_not_counted_once_it_is_gone() {
     s.measured(0, 5);
     // Whether the probe settles before the sample after it is taken, or after that.
     for _ in 0..2 {
-        s.settle(DeviceId::Cuda(0), Ok(0));
+        settle(&mut s, DeviceId::Cuda(0), Ok(0));
         s.measured(0, 1);
         assert_eq!(s.ledger.devices[0].allocatable(), 23 * GB);
         s.measured(0, 5);
         s.measured(0, 1);
     }
     assert_ne!(s.ledger.devices[0].allocatable(), 23 * GB);
-    s.settle(DeviceId::Cuda(0), Ok(0));
+    settle(&mut s, DeviceId::Cuda(0), Ok(0));
     assert_eq!(s.ledger.devices[0].allocatable(), 23 * GB);
 }
 
@@ -320,7 +332,7 @@ fn a_gpu_that_is_probed_makes_tasks_wait_and_its_overhead_counts() {
     let (too_large, reason) = s.waits(training("cuda", 24, 0));
     assert!(reason.contains("cuda:0: it is being probed"), "{reason}");
     let (fits, _) = s.waits(training("cuda", 23, 1));
-    s.settle(DeviceId::Cuda(0), Ok(GB));
+    settle(&mut s, DeviceId::Cuda(0), Ok(GB));
     let decided: HashMap<u64, Decision> = s.decisions().into_iter().collect();
     assert_eq!(
         decided[&too_large].as_ref().unwrap_err().code(),
@@ -331,7 +343,7 @@ fn a_gpu_that_is_probed_makes_tasks_wait_and_its_overhead_counts() {
     // A GPU that fails moves those that asked for any to the processor, and refuses the others.
     let (any, _) = s.waits(training("cuda", 1, 2));
     let (pinned, _) = s.waits(training("cuda:0", 1, 3));
-    s.settle(DeviceId::Cuda(0), Err("it fell off".to_owned()));
+    settle(&mut s, DeviceId::Cuda(0), Err("it fell off".to_owned()));
     let decided: HashMap<u64, Decision> = s.decisions().into_iter().collect();
     let moved = decided[&any].as_ref().unwrap();
     assert_eq!(moved.device, DeviceId::Cpu);
@@ -826,7 +838,7 @@ proptest! {
                 Step::Fail(gpu) => {
                     let fails = DeviceId::Cuda(gpu / 2);
                     let outcome = if gpu % 2 == 0 { Ok(0) } else { Err("lost".to_owned()) };
-                    s.settle(fails, outcome);
+                    settle(s, fails, outcome);
                 }
             }
             schedule.check()?;
@@ -837,7 +849,7 @@ proptest! {
             let _no_gpu = s.set_limits(&selector.parse().unwrap(), limits(Some(2), Some(2)));
         }
         for gpu in (0..gpus).map(DeviceId::Cuda) {
-            s.settle(gpu, Ok(0));
+            settle(s, gpu, Ok(0));
             s.drain(gpu, false).unwrap();
         }
         schedule.check()?;

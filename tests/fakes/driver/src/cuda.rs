@@ -123,7 +123,8 @@ thread_local! {
 }
 
 /// The CUDA ordinals' GPUs: the fastest first, as drivers do, then the last on the bus, unless
-/// `CUDA_DEVICE_ORDER` says otherwise; `CUDA_VISIBLE_DEVICES` chooses among them and orders them.
+/// `CUDA_DEVICE_ORDER` says otherwise; `CUDA_VISIBLE_DEVICES` chooses among them and orders them. Those
+/// that do not work are not among them.
 fn visible(scenario: &Scenario) -> Vec<usize> {
     let bus = |number: usize| scenario.gpus[number].bus.unwrap_or(number as u32 + 1);
     let speed = |number: usize| {
@@ -131,7 +132,11 @@ fn visible(scenario: &Scenario) -> Vec<usize> {
             .profile()
             .map_or((0, 0), |profile| profile.compute_capability)
     };
-    let mut all: Vec<usize> = (0..scenario.gpus.len()).collect();
+    let works = |&number: &usize| {
+        let gpu = &scenario.gpus[number];
+        !gpu.lost && !gpu.reset_required
+    };
+    let mut all: Vec<usize> = (0..scenario.gpus.len()).filter(works).collect();
     if std::env::var("CUDA_DEVICE_ORDER").is_ok_and(|order| order == "PCI_BUS_ID") {
         all.sort_by_key(|&number| bus(number));
     } else {
@@ -170,9 +175,12 @@ impl Driver {
         let calls = self.calls.entry(function).or_default();
         *calls += 1;
         let calls = *calls;
+        let gpu = self.gpu().ok();
         let mut faults = self.scenario.faults.iter().enumerate();
         let fault = faults.find(|(_, fault)| {
-            fault.function == function && fault.call.is_none_or(|call| call == calls)
+            fault.function == function
+                && fault.call.is_none_or(|call| call == calls)
+                && fault.gpu.is_none_or(|number| gpu == Some(number))
         });
         let fault = fault.filter(|(number, fault)| !fault.once || processes::first(*number));
         match fault.map(|(_, fault)| fault) {

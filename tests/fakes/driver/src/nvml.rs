@@ -1,19 +1,27 @@
 //! NVML's functions, as `nvml.h` declares them. A device handle is the GPU's number plus 1.
 
 pub mod details;
+pub mod events;
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::processes;
 use crate::scenario::{Gpu, Profile, Scenario};
 
 const SUCCESS: c_uint = 0;
+const UNINITIALIZED: c_uint = 1;
 const INVALID_ARGUMENT: c_uint = 2;
 const NOT_SUPPORTED: c_uint = 3;
 const NOT_FOUND: c_uint = 6;
 const INSUFFICIENT_SIZE: c_uint = 7;
 const DRIVER_NOT_LOADED: c_uint = 9;
+const TIMEOUT: c_uint = 10;
 const GPU_IS_LOST: c_uint = 15;
+const RESET_REQUIRED: c_uint = 16;
+const UNKNOWN: c_uint = 999;
 
 /// `nvmlPciInfo_t`.
 #[repr(C)]
@@ -46,48 +54,83 @@ pub struct Utilization {
 
 type Answer = Result<(), c_uint>;
 
-/// Reads the machine, fails or hangs where the scenario says so, and answers.
-fn answer(function: &str, work: impl FnOnce(&Scenario) -> Answer) -> c_uint {
-    let scenario = match Scenario::read() {
-        Ok(scenario) => scenario,
-        Err(reason) => {
-            eprintln!("simulated NVIDIA machine: {reason}");
-            return DRIVER_NOT_LOADED;
-        }
-    };
-    if let Some(fault) = scenario
-        .faults
-        .iter()
-        .find(|fault| fault.function == function)
-    {
-        if fault.hang {
-            loop {
-                std::thread::park();
-            }
-        }
-        return fault.code;
-    }
-    work(&scenario).err().unwrap_or(SUCCESS)
+/// What NVML knows in this process, from its first start to its last end.
+struct Session {
+    /// Starts less ends.
+    starts: u32,
+    /// The driver's restarts when it was started.
+    restarts: u32,
+    /// GPUs that were seen to be lost.
+    lost: BTreeSet<usize>,
 }
 
-/// The same for a function about one GPU.
+static SESSION: Mutex<Session> = Mutex::new(Session {
+    starts: 0,
+    restarts: 0,
+    lost: BTreeSet::new(),
+});
+
+fn session() -> MutexGuard<'static, Session> {
+    SESSION.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads the machine. A file that cannot be read is a machine without a driver.
+fn machine() -> Result<Scenario, c_uint> {
+    Scenario::read().map_err(|reason| {
+        eprintln!("simulated NVIDIA machine: {reason}");
+        DRIVER_NOT_LOADED
+    })
+}
+
+/// Reads the machine, fails or hangs where it says so of a call about this GPU, and gives it.
+fn admit(function: &str, gpu: Option<usize>) -> Result<Scenario, c_uint> {
+    let scenario = loop {
+        let scenario = machine()?;
+        match scenario.fault(function, gpu) {
+            Some(fault) if fault.hang => std::thread::sleep(Duration::from_millis(20)),
+            Some(fault) => return Err(fault.code),
+            None => break scenario,
+        }
+    };
+    let known = session();
+    match function {
+        "nvmlInit_v2" if scenario.unloaded => Err(DRIVER_NOT_LOADED),
+        "nvmlInit_v2" => Ok(scenario),
+        _ if known.starts == 0 => Err(UNINITIALIZED),
+        _ if scenario.unloaded || known.restarts != scenario.restarts => Err(UNKNOWN),
+        _ => Ok(scenario),
+    }
+}
+
+/// Answers a call.
+fn answer(function: &str, work: impl FnOnce(&Scenario) -> Answer) -> c_uint {
+    let answered = admit(function, None).and_then(|scenario| work(&scenario));
+    answered.err().unwrap_or(SUCCESS)
+}
+
+/// Answers a call about one GPU.
 fn about(
     function: &str,
     device: *mut c_void,
     work: impl FnOnce(&Gpu, &Profile, u32) -> Answer,
 ) -> c_uint {
-    answer(function, |scenario| {
+    let answered = || {
         let number = (device as usize).checked_sub(1).ok_or(INVALID_ARGUMENT)?;
+        let scenario = admit(function, Some(number))?;
         let gpu = scenario.gpus.get(number).ok_or(INVALID_ARGUMENT)?;
         if gpu.lost {
+            session().lost.insert(number);
+        }
+        if session().lost.contains(&number) {
             return Err(GPU_IS_LOST);
         }
-        work(
-            gpu,
-            gpu.profile().map_err(|_| INVALID_ARGUMENT)?,
-            number as u32,
-        )
-    })
+        if gpu.reset_required {
+            return Err(RESET_REQUIRED);
+        }
+        let profile = gpu.profile().map_err(|_| INVALID_ARGUMENT)?;
+        work(gpu, profile, number as u32)
+    };
+    answered().err().unwrap_or(SUCCESS)
 }
 
 /// Writes a value for the caller.
@@ -128,11 +171,23 @@ fn fixed<const N: usize>(text: &str) -> [c_char; N] {
 exported! {
     /// Starts NVML.
     fn nvmlInit_v2() {
-        answer("nvmlInit_v2", |_| Ok(()))
+        answer("nvmlInit_v2", |scenario| {
+            let mut session = session();
+            if session.starts == 0 {
+                session.restarts = scenario.restarts;
+            }
+            session.starts += 1;
+            Ok(())
+        })
     }
 
     /// Ends NVML.
     fn nvmlShutdown() {
+        let mut session = session();
+        session.starts = session.starts.saturating_sub(1);
+        if session.starts == 0 {
+            session.lost.clear();
+        }
         SUCCESS
     }
 
@@ -153,12 +208,14 @@ exported! {
 
     /// A GPU's handle.
     fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut *mut c_void) {
-        answer("nvmlDeviceGetHandleByIndex_v2", |scenario| {
+        let admitted = admit("nvmlDeviceGetHandleByIndex_v2", Some(index as usize));
+        let answered = admitted.and_then(|scenario| {
             if index as usize >= scenario.gpus.len() {
                 return Err(INVALID_ARGUMENT);
             }
             put(device, (index as usize + 1) as *mut c_void)
-        })
+        });
+        answered.err().unwrap_or(SUCCESS)
     }
 
     /// The handle of the GPU of an identity.

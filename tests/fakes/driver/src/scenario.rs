@@ -4,6 +4,8 @@
 //! driver = "580.105.08"        # the driver's version
 //! cuda = 13000                 # as cuDriverGetVersion gives it
 //! thread_order = "reverse"     # of a block's threads: forward, reverse or a seed
+//! unloaded = true              # the driver is not there for NVML
+//! restarts = 1                 # of the driver: NVML knows nothing any more until it is started anew
 //!
 //! [[gpu]]
 //! profile = "h100"             # a capture of a real GPU, see PROFILES
@@ -17,14 +19,23 @@
 //! total_mib = 400              # all memory, instead of the profile's, with no reserve
 //! free_bytes = 100000000       # memory left to all processes together, instead of the profile's
 //! keeps_mib = 100              # of what a process held that was killed, so much is never given back
-//! lost = true                  # it fell off the bus: NVML_ERROR_GPU_IS_LOST
+//! lost = true                  # it fell off the bus: NVML_ERROR_GPU_IS_LOST, which a process that
+//!                              # saw it sees until it starts NVML anew; none to a CUDA process
+//! reset_required = true        # NVML_ERROR_RESET_REQUIRED; none to a CUDA process
+//! recovery_action = 1          # as NVML_FI_DEV_GET_GPU_RECOVERY_ACTION gives it
 //!
 //! [[fault]]
 //! function = "nvmlDeviceGetName"
 //! code = 999                   # what the function returns; 13 is NVML_ERROR_FUNCTION_NOT_FOUND
-//! hang = true                  # or: it never returns
+//! hang = true                  # or: it does not return, of NVML as long as the fault is there
 //! call = 3                     # only a process's third call of it
 //! once = true                  # of the driver: only in the first process that comes to it
+//! gpu = 1                      # only of the GPU of this place in the file, from 0
+//!
+//! [[xid]]                      # an error that the driver reports of a GPU
+//! number = 1                   # larger than those before: reported to who waits for events then
+//! gpu = 0                      # the GPU's place in the file, from 0
+//! code = 79
 //! ```
 //!
 //! A fault of `cuLaunchKernel` counts the kernels that run, those of graphs among them, and shows
@@ -344,6 +355,15 @@ pub struct Scenario {
     /// What goes wrong.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
+    /// What the driver reports.
+    #[serde(default, rename = "xid")]
+    pub xids: Vec<Xid>,
+    /// Whether the driver is not there.
+    #[serde(default)]
+    pub unloaded: bool,
+    /// How often it was restarted.
+    #[serde(default)]
+    pub restarts: u32,
 }
 
 /// A GPU, and how it differs from its profile.
@@ -380,6 +400,24 @@ pub struct Gpu {
     /// Whether it fell off the bus.
     #[serde(default)]
     pub lost: bool,
+    /// Whether it must be reset.
+    #[serde(default)]
+    pub reset_required: bool,
+    /// `nvmlDeviceGpuRecoveryAction_t`.
+    #[serde(default)]
+    pub recovery_action: i32,
+}
+
+/// An error that the driver reports of a GPU.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Xid {
+    /// Larger than those before.
+    pub number: u64,
+    /// The GPU's place.
+    pub gpu: usize,
+    /// NVIDIA's number of the error.
+    pub code: u64,
 }
 
 /// A function that fails.
@@ -399,6 +437,8 @@ pub struct Fault {
     /// Whether it fails in one process alone, the first that comes to it.
     #[serde(default)]
     pub once: bool,
+    /// The place of the GPU whose calls fail; of every one where none is given.
+    pub gpu: Option<usize>,
 }
 
 fn default_driver() -> String {
@@ -410,6 +450,14 @@ fn default_cuda() -> i32 {
 }
 
 impl Scenario {
+    /// What goes wrong with a call, about a GPU where it is about one.
+    pub fn fault(&self, function: &str, gpu: Option<usize>) -> Option<&Fault> {
+        let same = |fault: &&Fault| {
+            fault.function == function && fault.gpu.is_none_or(|number| gpu == Some(number))
+        };
+        self.faults.iter().find(same)
+    }
+
     /// Reads the scenario file. Errors: a reason.
     pub fn read() -> Result<Self, String> {
         let path = path().ok_or_else(|| format!("no {FILE} on the library path"))?;

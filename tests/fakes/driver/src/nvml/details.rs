@@ -125,9 +125,10 @@ exported! {
         })
     }
 
-    /// Figures by number: 82 the memory's temperature, 193 and 194 the margins at shutdown and slowdown.
+    /// Figures by number: 82 the memory's temperature, 193 and 194 the margins at shutdown and slowdown,
+    /// 230 what would recover it.
     fn nvmlDeviceGetFieldValues(device: *mut c_void, count: c_int, fields: *mut Field) {
-        about("nvmlDeviceGetFieldValues", device, |_, profile, _| {
+        about("nvmlDeviceGetFieldValues", device, |gpu, profile, _| {
             for at in 0..usize::try_from(count).map_err(|_| INVALID_ARGUMENT)? {
                 // SAFETY: the caller passes so many fields.
                 let field = unsafe { fields.add(at).as_mut() }.ok_or(INVALID_ARGUMENT)?;
@@ -135,6 +136,7 @@ exported! {
                     (82, _) => profile.more.memory_temperature.map(|celsius| celsius as i32),
                     (193, Some([_, shutdown, _])) => Some(shutdown),
                     (194, Some([.., slowdown])) => Some(slowdown),
+                    (230, _) => Some(gpu.recovery_action),
                     _ => None,
                 };
                 field.kind = SIGNED_INT;

@@ -1,0 +1,155 @@
+//! Which GPU is which `cuda:N`: decided when GPUs are first seen, and kept as long as the host runs,
+//! whatever NVML lists later.
+
+use crate::gpu::{Failure, Gpu, Reading};
+
+/// A GPU, as it last answered.
+struct Seat {
+    /// NVML's number of it when it last answered.
+    nvml_index: u32,
+    known: Gpu,
+}
+
+/// The visible GPUs, in the order of `cuda:N`.
+#[derive(Default)]
+pub(crate) struct Roster {
+    seats: Vec<Seat>,
+}
+
+impl Roster {
+    /// Whether no GPU has been seen yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.seats.is_empty()
+    }
+
+    /// Gives GPUs their places, in the order of the bus: those that `filter` keeps.
+    pub(crate) fn seat(
+        &mut self,
+        mut readings: Vec<(u32, Reading)>,
+        filter: impl FnOnce(Vec<Gpu>) -> Vec<Gpu>,
+    ) {
+        readings.sort_by_key(|(_, reading)| reading.position);
+        let gpus = readings.into_iter().map(|(nvml_index, mut reading)| {
+            reading.gpu.facts.nvml_index = Some(nvml_index);
+            reading.gpu
+        });
+        let gpus = filter(gpus.collect());
+        let seats = (0..).zip(gpus).map(|(index, gpu)| Seat {
+            nvml_index: gpu.facts.nvml_index.unwrap_or(index),
+            known: Gpu { index, ..gpu },
+        });
+        self.seats = seats.collect();
+    }
+
+    /// N of `cuda:N` of the GPU that had this number of NVML's when it last answered.
+    pub(crate) fn index(&self, nvml_index: u32) -> Option<u32> {
+        let of = |seat: &&Seat| seat.nvml_index == nvml_index;
+        Some(self.seats.iter().find(of)?.known.index)
+    }
+
+    /// The visible GPUs by what NVML lists now. One that does not answer, or is not listed any more,
+    /// keeps its place and its identity.
+    pub(crate) fn gpus(&mut self, readings: &[(u32, Reading)]) -> Vec<Gpu> {
+        let mut gpus = Vec::new();
+        for seat in &mut self.seats {
+            let same = |(nvml_index, reading): &&(u32, Reading)| match &reading.gpu.uuid {
+                Some(uuid) if seat.known.uuid.is_some() => seat.known.uuid.as_ref() == Some(uuid),
+                _ => *nvml_index == seat.nvml_index,
+            };
+            let Some((nvml_index, reading)) = readings.iter().find(same) else {
+                let reason = "NVML does not list it any more".to_owned();
+                gpus.push(seat.known.silenced(Failure::Lost, reason));
+                continue;
+            };
+            let gpu = &reading.gpu;
+            gpus.push(match (gpu.failure, &gpu.error) {
+                (Some(failure), Some(reason)) => seat.known.silenced(failure, reason.clone()),
+                _ => {
+                    seat.nvml_index = *nvml_index;
+                    seat.known = Gpu {
+                        index: seat.known.index,
+                        ..gpu.clone()
+                    };
+                    seat.known.clone()
+                }
+            });
+        }
+        gpus
+    }
+
+    /// The visible GPUs where NVML tells nothing, for a reason.
+    pub(crate) fn silenced(&self, reason: &str) -> Vec<Gpu> {
+        let seats = self.seats.iter();
+        seats
+            .map(|seat| seat.known.silenced(Failure::Unknown, reason.to_owned()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(uuid: &str, bus: u32) -> Reading {
+        Reading {
+            gpu: Gpu {
+                uuid: Some(uuid.to_owned()),
+                memory_used_bytes: Some(7),
+                ..Gpu::default()
+            },
+            position: (0, bus, 0),
+        }
+    }
+
+    fn fails() -> Reading {
+        Reading::failed(7, Failure::Lost, "lost".to_owned())
+    }
+
+    fn seated() -> Roster {
+        let mut roster = Roster::default();
+        roster.seat(vec![(0, answers("b", 9)), (1, answers("a", 3))], |gpus| {
+            gpus
+        });
+        roster
+    }
+
+    fn shown(gpus: &[Gpu]) -> Vec<(u32, Option<&str>, bool)> {
+        gpus.iter()
+            .map(|gpu| (gpu.index, gpu.uuid.as_deref(), gpu.error.is_some()))
+            .collect()
+    }
+
+    #[test]
+    fn a_gpu_that_fails_keeps_its_place_and_its_identity_and_the_others_theirs() {
+        let mut roster = seated();
+        let gpus = roster.gpus(&[(0, answers("b", 9)), (1, fails())]);
+        assert_eq!(shown(&gpus), [(0, Some("a"), true), (1, Some("b"), false)]);
+        assert_eq!(
+            (gpus[0].memory_used_bytes, gpus[1].memory_used_bytes),
+            (None, Some(7))
+        );
+        assert_eq!((roster.index(1), roster.index(0)), (Some(0), Some(1)));
+        let gpus = roster.silenced("no driver");
+        assert_eq!(shown(&gpus), [(0, Some("a"), true), (1, Some("b"), true)]);
+    }
+
+    #[test]
+    fn a_gpu_is_the_same_whatever_number_nvml_gives_it_later() {
+        let mut roster = seated();
+        let gpus = roster.gpus(&[(0, answers("a", 3)), (1, answers("b", 9))]);
+        assert_eq!(shown(&gpus), [(0, Some("a"), false), (1, Some("b"), false)]);
+        assert_eq!((roster.index(0), roster.index(1)), (Some(0), Some(1)));
+        // One that has gone from the list is lost; one that is new there takes nobody's place.
+        let gpus = roster.gpus(&[(0, answers("b", 9)), (1, answers("c", 12))]);
+        assert_eq!(shown(&gpus), [(0, Some("a"), true), (1, Some("b"), false)]);
+        assert_eq!(gpus[0].failure, Some(Failure::Lost));
+    }
+
+    #[test]
+    fn a_gpu_that_was_silent_at_the_start_gets_its_identity_when_it_answers() {
+        let mut roster = Roster::default();
+        roster.seat(vec![(0, fails()), (1, answers("a", 3))], |gpus| gpus);
+        let gpus = roster.gpus(&[(0, answers("b", 1)), (1, answers("a", 3))]);
+        assert_eq!(shown(&gpus), [(0, Some("a"), false), (1, Some("b"), false)]);
+    }
+}

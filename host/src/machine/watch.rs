@@ -1,0 +1,281 @@
+//! The watch over GPUs: tells each one's [`Condition`] what happens to it, and does what follows: ends
+//! leases, runs self-tests, opens and closes the GPU for tasks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::{
+    Allocator, Cause, Condition, DeviceEntry, DeviceId, Gpu, Health, LastXid, News, Order,
+    Recovery, Signal, Snapshot, State, Usage,
+};
+
+use super::{entry, measurement};
+use crate::settings::Settings;
+use crate::worker::probe::{Depth, Finding, probe};
+
+/// A task's fault is told of with an Xid that was reported no longer before.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// A GPU under watch.
+struct Ward {
+    condition: Condition,
+    /// As it last answered.
+    gpu: Gpu,
+    /// Whether it has ever answered.
+    known: bool,
+    /// How well it was last shown to be, and since when.
+    shown: (Health, Duration),
+}
+
+/// How well a GPU is, for those who look.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// In a word.
+    pub health: Health,
+    /// Why, where it is not healthy.
+    pub reason: Option<String>,
+    /// For how long.
+    pub age: Duration,
+    /// The last Xid, and how long ago it was reported.
+    pub last_xid: Option<(LastXid, Duration)>,
+}
+
+/// How thoroughly a GPU is tested.
+type Depths = Box<dyn Fn(DeviceId) -> Depth + Send + Sync>;
+
+/// The watch over the GPUs that there were when the host started.
+pub(super) struct Watch {
+    monitor: Monitor,
+    allocator: Arc<Allocator>,
+    settings: Arc<Mutex<Settings>>,
+    depth: Depths,
+    began: Instant,
+    /// By N of `cuda:N`. The allocator's lock is taken under this one, never the other way.
+    wards: Mutex<BTreeMap<u32, Ward>>,
+    tests: Mutex<Vec<JoinHandle<()>>>,
+    own: Weak<Self>,
+}
+
+impl Watch {
+    pub(super) fn new(
+        monitor: Monitor,
+        allocator: Arc<Allocator>,
+        settings: Arc<Mutex<Settings>>,
+        gpus: &[Gpu],
+        depth: Depths,
+    ) -> Arc<Self> {
+        let wards = gpus.iter().map(|gpu| {
+            let ward = Ward {
+                condition: Condition::new(Duration::ZERO),
+                gpu: gpu.clone(),
+                known: gpu.error.is_none(),
+                shown: (Health::Healthy, Duration::ZERO),
+            };
+            (gpu.index, ward)
+        });
+        Arc::new_cyclic(|own| Self {
+            monitor,
+            allocator,
+            settings,
+            depth,
+            began: Instant::now(),
+            wards: Mutex::new(wards.collect()),
+            tests: Mutex::default(),
+            own: own.clone(),
+        })
+    }
+
+    fn wards(&self) -> MutexGuard<'_, BTreeMap<u32, Ward>> {
+        self.wards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes news of the monitor's.
+    pub(super) fn hear(&self, news: News<'_>) {
+        match news {
+            News::Sample(snapshot) => self.sampled(snapshot),
+            News::Xid { gpu, code } => {
+                let leases = self.usage(gpu).map_or(0, |usage| usage.tasks.len());
+                self.tell(gpu, &Signal::Xid { code, leases });
+            }
+        }
+    }
+
+    fn sampled(&self, snapshot: &Snapshot) {
+        for gpu in &snapshot.gpus {
+            match (gpu.failure, &gpu.error) {
+                (Some(failure), reason) => {
+                    let reason = reason.as_deref().unwrap_or_default();
+                    self.tell(gpu.index, &Signal::Failed(failure, reason));
+                }
+                (None, _) => {
+                    self.identify(gpu);
+                    let recovery = gpu.readings.recovery_action;
+                    let recovery = recovery.filter(|recovery| *recovery != Recovery::None);
+                    self.tell(gpu.index, &Signal::Answered(recovery));
+                }
+            }
+        }
+        let measured = snapshot.gpus.iter().map(measurement);
+        self.allocator.measured(&measured.collect::<Vec<_>>());
+        for usage in self.allocator.usage() {
+            if let DeviceId::Cuda(index) = usage.device {
+                self.show(index, Some(&usage));
+            }
+        }
+    }
+
+    /// Keeps what is known of a GPU that answers. One that answers for the first time is told to the
+    /// allocator.
+    fn identify(&self, gpu: &Gpu) {
+        let mut wards = self.wards();
+        let Some(ward) = wards.get_mut(&gpu.index) else {
+            return;
+        };
+        ward.gpu.clone_from(gpu);
+        if std::mem::replace(&mut ward.known, true) {
+            return;
+        }
+        let settings = self
+            .settings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let state = ward.condition.state();
+        let known = entry(gpu, &settings);
+        self.allocator
+            .update(known.id, |entry| *entry = DeviceEntry { state, ..known });
+        if let Ok(pools) = settings.named_pools() {
+            self.allocator.set_pools(pools);
+        }
+    }
+
+    /// Tells what happened to a GPU, and does what follows.
+    fn tell(&self, index: u32, signal: &Signal<'_>) {
+        let id = DeviceId::Cuda(index);
+        let mut wards = self.wards();
+        let Some(ward) = wards.get_mut(&index) else {
+            return;
+        };
+        let before = ward.condition.state();
+        let orders = ward.condition.signal(self.began.elapsed(), signal);
+        let state = ward.condition.state();
+        if state != before {
+            self.allocator.update(id, |entry| entry.state = state);
+        }
+        let uuid = ward.gpu.uuid.as_deref();
+        let named = |cause: Cause| Cause {
+            reason: format!("{id} ({}): {}", uuid.unwrap_or("no UUID"), cause.reason),
+            ..cause
+        };
+        for order in orders {
+            match order {
+                Order::Fail(cause) => self.allocator.fail(id, &named(cause), false),
+                Order::FailOnly(cause) => self.allocator.fail(id, &named(cause), true),
+                Order::Test => self.test(index, uuid),
+            }
+        }
+    }
+
+    /// Runs a self-test of a GPU on a thread of its own.
+    fn test(&self, index: u32, uuid: Option<&str>) {
+        let (own, depth) = (self.own.clone(), (self.depth)(DeviceId::Cuda(index)));
+        let uuid = uuid.map(str::to_owned);
+        let thread = std::thread::Builder::new().name(format!("test-cuda:{index}"));
+        let spawned = thread.spawn(move || {
+            let outcome = match uuid {
+                Some(uuid) => probe(&uuid, depth),
+                None => Err("NVML does not tell its UUID".to_owned()),
+            };
+            if let Some(watch) = own.upgrade() {
+                // What the test held is seen to be gone before tasks are admitted.
+                watch.monitor.refresh();
+                watch.tested(index, outcome);
+            }
+        });
+        let mut tests = self.tests.lock().unwrap_or_else(PoisonError::into_inner);
+        tests.retain(|test| !test.is_finished());
+        // Without a thread no test ends, and the GPU stays as it is.
+        tests.extend(spawned);
+    }
+
+    fn tested(&self, index: u32, outcome: Result<Finding, String>) {
+        let id = DeviceId::Cuda(index);
+        let wards = self.wards();
+        let first = wards
+            .get(&index)
+            .is_some_and(|ward| ward.condition.state() == State::Probing);
+        drop(wards);
+        let outcome = outcome.and_then(|finding| match finding.untested {
+            // Tasks wait for memory as for any.
+            Some(reason) if !first => Err(reason),
+            _ => Ok(finding.context_bytes),
+        });
+        if let Ok(bytes) = outcome {
+            self.allocator.update(id, |entry| {
+                if entry.overhead_bytes == 0 {
+                    entry.overhead_bytes = bytes;
+                }
+            });
+        }
+        let outcome = outcome.as_ref().map(|_| ()).map_err(String::as_str);
+        self.tell(index, &Signal::Tested(outcome));
+    }
+
+    /// Tells that a task had a fault of its GPU. Gives what the driver reported of it just before.
+    pub(super) fn fault(&self, index: u32, reason: &str) -> Option<u64> {
+        self.tell(index, &Signal::Fault(reason));
+        let wards = self.wards();
+        let last = wards.get(&index)?.condition.last_xid()?;
+        (self.began.elapsed() < last.at + RECENT).then_some(last.code)
+    }
+
+    /// Tells that the operator wants a GPU back.
+    pub(super) fn enable(&self, index: u32) {
+        self.tell(index, &Signal::Enabled);
+    }
+
+    /// Waits for the self-tests that run.
+    pub(super) fn settled(&self) {
+        let tests = std::mem::take(&mut *self.tests.lock().unwrap_or_else(PoisonError::into_inner));
+        for test in tests {
+            // One that panicked leaves its GPU as it was: tasks wait.
+            let _settled = test.join();
+        }
+    }
+
+    fn usage(&self, index: u32) -> Option<Usage> {
+        let mut usage = self.allocator.usage().into_iter();
+        usage.find(|usage| usage.device == DeviceId::Cuda(index))
+    }
+
+    /// How well a GPU is; none of one that is not watched.
+    pub(super) fn show(&self, index: u32, usage: Option<&Usage>) -> Option<Shown> {
+        let now = self.began.elapsed();
+        let mut wards = self.wards();
+        let ward = wards.get_mut(&index)?;
+        let condition = &ward.condition;
+        let health = match (condition.health(), usage) {
+            (Health::Healthy, Some(usage)) if usage.draining => Health::Draining,
+            (Health::Healthy, Some(usage)) if usage.hot => Health::Throttled,
+            (health, _) => health,
+        };
+        if ward.shown.0 != health {
+            ward.shown = (health, now);
+        }
+        let since = match health {
+            Health::Draining | Health::Throttled => ward.shown.1,
+            _ => ward.shown.1.max(condition.since()),
+        };
+        let reason = condition.reason().or_else(|| usage?.reason());
+        Some(Shown {
+            health,
+            reason: reason.map(str::to_owned),
+            age: now.saturating_sub(since),
+            last_xid: condition
+                .last_xid()
+                .map(|xid| (xid, now.saturating_sub(xid.at))),
+        })
+    }
+}
