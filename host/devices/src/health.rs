@@ -245,8 +245,8 @@ impl Condition {
         if self.stage != stage {
             self.since = now;
             self.pause = FIRST_PAUSE;
-            self.renewed = false;
         }
+        self.renewed = false;
         self.stage = stage;
         self.reason = Some(reason);
         self.news += 1;

@@ -541,7 +541,10 @@ impl Ledger {
         match block {
             Block::State => {
                 let reason = device.entry.state.reason().unwrap_or("it is not ready");
-                format!("{id} cannot be used for now: {reason}")
+                match device.entry.state {
+                    State::Unwell(_) => format!("{id} cannot be used for now: {reason}"),
+                    _ => format!("{id}: {reason}"),
+                }
             }
             Block::Draining => format!("{id} is drained by the operator"),
             Block::Hot => format!(
