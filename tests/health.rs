@@ -257,6 +257,49 @@ fn tasks_on_a_gpu_that_is_lost_fail_within_five_seconds_and_the_others_go_on() {
 }
 
 #[test]
+fn a_worker_that_hangs_on_a_lost_gpu_is_killed() {
+    let hangs = "[[fault]]\nfunction = \"cuLaunchKernel\"\ngpu = 1\ncall = 2000\nhang = true\n";
+    let scene = Scene::begin(&scenario("", hangs));
+    scene.train("cuda:1", "doomed");
+    let workers = crate::children(scene.server.child.id());
+    // Until it computes no more.
+    let mut last = (Value::Null, Instant::now());
+    while last.1.elapsed() < Duration::from_secs(3) {
+        let epoch = scene.task("doomed")["current_epoch"].clone();
+        if epoch != last.0 {
+            last = (epoch, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(scene.task("doomed")["status"], "running");
+    let begun = Instant::now();
+    scene.change("lost = true", hangs);
+    scene.fails("doomed", begun, "device.lost");
+    assert!(!exists(workers[0]), "its worker lives on");
+    scene.server.stop();
+}
+
+#[test]
+fn a_gpu_that_slows_down_for_heat_is_throttled_and_one_at_its_power_limit_is_not() {
+    let scene = Scene::new();
+    scene.train("cuda:1", "goes-on");
+    // NVML's bits: software thermal slowdown, then software power cap.
+    scene.change("throttle = 0x20", "");
+    let gpu = scene.until(1, "it is throttled", |gpu| gpu["health"] == "throttled");
+    assert_eq!(gpu["schedulable"], false);
+    assert!(gpu["health_since"].is_string(), "{gpu}");
+    scene.change("throttle = 0x4\npower = 400.0", "");
+    let gpu = scene.until(1, "it is healthy", |gpu| gpu["health"] == "healthy");
+    assert_eq!(gpu["throttle_reasons"], json!(["sw_power_cap"]));
+    assert_eq!(
+        (&gpu["schedulable"], &gpu["power_draw_watts"]),
+        (&json!(true), &json!(400.0))
+    );
+    assert_eq!(scene.task("goes-on")["status"], "running");
+    scene.server.stop();
+}
+
+#[test]
 fn a_gpu_whose_nvml_calls_hang_stops_neither_the_others_nor_the_api() {
     let scene = Scene::new();
     scene.train("cuda:1", "doomed");

@@ -184,6 +184,7 @@ fn measurement(gpu: &Gpu) -> (DeviceId, Measurement) {
         utilization_percent: gpu.utilization_gpu_percent,
         thermal_margin_c: gpu.readings.thermal_margin_c,
         temperature_c: gpu.temperature_gpu_c,
+        slowed_by_heat: gpu.slowed_by_heat(),
     };
     (DeviceId::Cuda(gpu.index), measurement)
 }

@@ -661,6 +661,35 @@ mod tests {
     }
 
     #[test]
+    fn leases_of_a_gpu_that_fails_are_told_why_they_end() {
+        let allocator = machine(1);
+        let lease = || {
+            let mut request = training(1, 0);
+            request.kind = Kind::Inference;
+            wait(allocator.submit(request).unwrap()).unwrap()
+        };
+        let cause = |code| Cause {
+            code,
+            reason: code.to_owned(),
+        };
+        let gpu = DeviceId::Cuda(0);
+        let first = lease();
+        allocator.fail(gpu, &cause("device.fault"), true);
+        assert_eq!(first.failure(), Some(cause("device.fault")));
+        // Nobody knows which of several did it, so that all go on.
+        drop(first);
+        let (first, second) = (lease(), lease());
+        allocator.fail(gpu, &cause("device.fault"), true);
+        assert_eq!((first.failure(), second.failure()), (None, None));
+        allocator.fail(gpu, &cause("device.lost"), false);
+        allocator.fail(gpu, &cause("device.silent"), false);
+        for lease in [first, second] {
+            assert_eq!(lease.failure(), Some(cause("device.lost")));
+        }
+        assert_eq!(lease().failure(), None);
+    }
+
+    #[test]
     fn a_wish_that_can_never_be_granted_any_more_is_refused_while_it_waits() {
         let allocator = machine(1);
         let _held = wait(allocator.submit(training(1, 0)).unwrap());

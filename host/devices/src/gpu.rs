@@ -106,6 +106,13 @@ impl Recovery {
 }
 
 impl Gpu {
+    /// Whether it slows its clocks down for heat.
+    pub fn slowed_by_heat(&self) -> bool {
+        let heat = ["sw_thermal_slowdown", "hw_thermal_slowdown"];
+        let reasons = self.readings.throttle_reasons.iter().flatten();
+        reasons.into_iter().any(|reason| heat.contains(reason))
+    }
+
     /// The same GPU when it does not answer: its identity and what hardly changes.
     pub(crate) fn silenced(&self, failure: Failure, reason: String) -> Self {
         Self {

@@ -11,6 +11,9 @@ use crate::selector::{DeviceId, PoolName};
 const HOT_MARGIN_C: i32 = 5;
 /// It takes tasks again this far from it.
 const COOL_MARGIN_C: i32 = 10;
+/// A GPU that slows its clocks down for heat in so many samples in a row takes no new task until it
+/// no longer does.
+const SLOWED_SAMPLES: u32 = 3;
 
 /// A device as the allocator is told of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +86,8 @@ pub struct Measurement {
     pub thermal_margin_c: Option<i32>,
     /// °C.
     pub temperature_c: Option<u32>,
+    /// Whether it slows its clocks down for heat.
+    pub slowed_by_heat: bool,
 }
 
 /// What a worker has taken of its lease.
@@ -142,6 +147,8 @@ pub(crate) struct Device {
     thermal_margin_c: Option<i32>,
     temperature_c: Option<u32>,
     hot: bool,
+    /// Samples in a row in which it slowed its clocks down for heat.
+    slowed: u32,
     last_grant: u64,
 }
 
@@ -167,6 +174,7 @@ impl Device {
             thermal_margin_c: None,
             temperature_c: None,
             hot: false,
+            slowed: 0,
             last_grant: 0,
         }
     }
@@ -208,10 +216,15 @@ impl Device {
         self.thermal_margin_c = measurement.thermal_margin_c;
         self.temperature_c = measurement.temperature_c;
         let was_hot = self.hot;
+        self.slowed = match measurement.slowed_by_heat {
+            true => self.slowed.saturating_add(1),
+            false => 0,
+        };
         self.hot = match self.thermal_margin_c {
+            _ if self.slowed >= SLOWED_SAMPLES => true,
             Some(margin) if margin < HOT_MARGIN_C => true,
             Some(margin) if margin < COOL_MARGIN_C => was_hot,
-            Some(_) | None => false,
+            Some(_) | None => was_hot && self.slowed > 0,
         };
         let cooled = was_hot && !self.hot;
         self.utilization = measurement.utilization_percent.map(|percent| {
@@ -547,6 +560,11 @@ impl Ledger {
                 }
             }
             Block::Draining => format!("{id} is drained by the operator"),
+            Block::Hot if device.slowed > 0 => {
+                format!(
+                    "{id} slows its clocks down for heat, and takes tasks again when it has cooled"
+                )
+            }
             Block::Hot => format!(
                 "{id} is {} °C from its slowdown temperature, and takes tasks again at {COOL_MARGIN_C}",
                 device.thermal_margin_c.unwrap_or(0)

@@ -189,13 +189,13 @@ impl Scheduler {
     pub(crate) fn update(&mut self, id: DeviceId, change: impl FnOnce(&mut DeviceEntry)) {
         if let Some(place) = self.ledger.find(id) {
             let device = &mut self.ledger.devices[place];
-            let before = device.entry.state.clone();
-            self.ledger.change(place, change);
-            let device = &mut self.ledger.devices[place];
-            if device.entry.state == State::Ready && before != State::Ready {
+            let mut entry = device.entry.clone();
+            change(&mut entry);
+            if entry.state == State::Ready && device.entry.state != State::Ready {
                 // What its self-test took is no other program's, and is gone with it.
                 device.memory.restart_average();
             }
+            self.ledger.change(place, |known| *known = entry);
         }
         self.review();
     }

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::{
-    Allocator, Cause, Condition, DeviceEntry, DeviceId, Gpu, Health, LastXid, News, Order,
+    Allocator, Cause, Condition, DeviceEntry, DeviceId, Gpu, Health, LastXid, Monitor, News, Order,
     Recovery, Signal, Snapshot, State, Usage,
 };
 

@@ -453,6 +453,47 @@ fn a_gpu_near_its_slowdown_temperature_takes_nothing_until_it_has_cooled() {
     s.granted(inference("cuda:0", 1, 2));
 }
 
+#[test]
+fn a_gpu_that_slows_down_for_heat_again_and_again_takes_nothing_until_it_no_longer_does() {
+    let mut s = machine(1);
+    let sample = |s: &mut Scheduler, slowed_by_heat| {
+        let measurement = Measurement {
+            slowed_by_heat,
+            ..Measurement::default()
+        };
+        s.measure(&[(DeviceId::Cuda(0), measurement)])
+    };
+    for slowed in [true, true, false, true, true] {
+        assert!(!sample(&mut s, slowed));
+    }
+    s.granted(inference("cuda:0", 1, 0));
+    sample(&mut s, true);
+    let (waiting, reason) = s.waits(inference("cuda:0", 1, 1));
+    assert!(
+        reason.contains("cuda:0 slows its clocks down for heat"),
+        "{reason}"
+    );
+    assert!(sample(&mut s, false));
+    assert_eq!(s.grants(), [(waiting, "cuda:0".to_owned())]);
+}
+
+#[test]
+fn tasks_wait_for_a_gpu_that_is_unwell_and_others_take_what_there_is() {
+    let mut s = machine(1);
+    let state = |s: &mut Scheduler, state| s.update(DeviceId::Cuda(0), |gpu| gpu.state = state);
+    state(&mut s, State::Unwell("it is lost".to_owned()));
+    let (pinned, reason) = s.waits(training("cuda:0", 1, 0));
+    assert_eq!(reason, "cuda:0 cannot be used for now: it is lost");
+    // Whatever may come back is no reason to fall back to the processor.
+    let (any, _) = s.waits(inference("cuda", 1, 1));
+    state(&mut s, State::Ready);
+    let mut grants = s.grants();
+    grants.sort();
+    let mut both = [(pinned, "cuda:0".to_owned()), (any, "cuda:0".to_owned())];
+    both.sort();
+    assert_eq!(grants, both);
+}
+
 fn pool(json: &str) -> Pool {
     serde_json::from_str(json).unwrap()
 }

@@ -99,7 +99,7 @@ struct Allocation {
 }
 
 struct Driver {
-    scenario: Scenario,
+    scenario: Arc<Scenario>,
     /// The scenario's GPU of every CUDA ordinal.
     visible: Vec<usize>,
     order: Order,

@@ -5,7 +5,7 @@ pub mod events;
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::processes;
@@ -75,7 +75,7 @@ fn session() -> MutexGuard<'static, Session> {
 }
 
 /// Reads the machine. A file that cannot be read is a machine without a driver.
-fn machine() -> Result<Scenario, c_uint> {
+fn machine() -> Result<Arc<Scenario>, c_uint> {
     Scenario::read().map_err(|reason| {
         eprintln!("simulated NVIDIA machine: {reason}");
         DRIVER_NOT_LOADED
@@ -83,7 +83,7 @@ fn machine() -> Result<Scenario, c_uint> {
 }
 
 /// Reads the machine, fails or hangs where it says so of a call about this GPU, and gives it.
-fn admit(function: &str, gpu: Option<usize>) -> Result<Scenario, c_uint> {
+fn admit(function: &str, gpu: Option<usize>) -> Result<Arc<Scenario>, c_uint> {
     let scenario = loop {
         let scenario = machine()?;
         match scenario.fault(function, gpu) {

@@ -42,7 +42,9 @@
 //! where the host next waits for the GPU, as on a real one. The codes of `cuda.h` after which a
 //! process cannot go on (700, 719, …) stay.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 
@@ -458,17 +460,33 @@ impl Scenario {
         self.faults.iter().find(same)
     }
 
-    /// Reads the scenario file. Errors: a reason.
-    pub fn read() -> Result<Self, String> {
+    /// The scenario in its file now. Errors: a reason.
+    pub fn read() -> Result<Arc<Self>, String> {
         let path = path().ok_or_else(|| format!("no {FILE} on the library path"))?;
-        let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
-        let scenario: Self = toml::from_str(&text).map_err(|error| error.to_string())?;
+        let text = |error: std::io::Error| error.to_string();
+        let file = std::fs::metadata(&path).map_err(text)?;
+        // A change is a new file.
+        let version = (path, file.ino(), file.mtime(), file.mtime_nsec());
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, scenario)) = &*last
+            && *known == version
+        {
+            return Ok(Arc::clone(scenario));
+        }
+        let content = std::fs::read_to_string(&version.0).map_err(text)?;
+        let scenario: Self = toml::from_str(&content).map_err(|error| error.to_string())?;
         for gpu in &scenario.gpus {
             gpu.profile()?;
         }
-        Ok(scenario)
+        Ok(Arc::clone(&last.insert((version, Arc::new(scenario))).1))
     }
 }
+
+/// Path, inode and time of a scenario's file.
+type Version = (PathBuf, u64, i64, i64);
+
+/// The scenario that was read last.
+static LAST: Mutex<Option<(Version, Arc<Scenario>)>> = Mutex::new(None);
 
 impl Gpu {
     /// Identity: `GPU-` and five groups of hexadecimal digits.
