@@ -392,14 +392,21 @@ impl Drop for Module {
     }
 }
 
-/// A visible GPU by UUID.
+/// A GPU that the CUDA driver shows to this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct VisibleGpu {
-    pub(super) ordinal: i32,
+pub struct VisibleGpu {
+    /// The driver's number for it.
+    pub ordinal: i32,
     /// As NVML writes it.
-    pub(super) uuid: String,
+    pub uuid: String,
+    /// The product name.
+    pub name: String,
+    /// Memory in bytes, without the driver's reserve (`cuDeviceTotalMem`).
+    pub memory_bytes: u64,
     /// Major and minor.
-    pub(super) compute_capability: (i32, i32),
+    pub compute_capability: (i32, i32),
+    /// Domain, bus and device.
+    pub pci: (i32, i32, i32),
 }
 
 /// Starts the driver. The library must be present.
@@ -431,6 +438,14 @@ pub(super) fn visible() -> Result<Vec<VisibleGpu>, Error> {
         Ok(VisibleGpu {
             ordinal,
             uuid: text_of(&uuid.bytes),
+            name: result::device::get_name(device)?,
+            // SAFETY: the device was just given by the driver.
+            memory_bytes: unsafe { result::device::total_mem(device) }? as u64,
+            pci: (
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?,
+            ),
             compute_capability: (
                 attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
                 attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,

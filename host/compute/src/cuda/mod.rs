@@ -31,6 +31,8 @@ mod window;
 
 use std::sync::Arc;
 
+pub use driver::VisibleGpu;
+
 use crate::backend::{Backend, Session};
 use crate::error::Error;
 use crate::plan::{Plan, Precision};
@@ -56,6 +58,12 @@ impl Default for Options {
             cudnn: true,
         }
     }
+}
+
+/// The GPUs that the CUDA driver shows to this process, without making a context. Errors:
+/// `device.unsupported` where there is no driver, or an old one.
+pub fn visible() -> Result<Vec<VisibleGpu>, Error> {
+    probe::visible()
 }
 
 /// Whether kernels can run on the GPU of this UUID, without making a context. Errors:

@@ -23,13 +23,30 @@ pub(super) fn guarded<T>(
     catch_unwind(work).unwrap_or_else(|_| old())
 }
 
+/// Checks that the driver is there. Errors: `device.unsupported`.
+fn driver_is_present() -> Result<(), Error> {
+    // SAFETY: loading NVIDIA's own library runs its initialisers only.
+    if unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Ok(());
+    }
+    let message = "the NVIDIA driver's library libcuda.so.1 is not installed";
+    Err(Error::new("device.unsupported", message))
+}
+
+/// The GPUs that the driver shows to this process. Errors: `device.unsupported` where there is no
+/// driver, or an old one.
+pub(super) fn visible() -> Result<Vec<driver::VisibleGpu>, Error> {
+    driver_is_present()?;
+    guarded(|| {
+        driver::start()?;
+        driver::visible()
+    })
+}
+
 /// Checks that the driver and cuBLAS are there and new enough. Errors: `device.unsupported`.
 pub(super) fn check() -> Result<(), Error> {
     let refuse = |message: String| Err(Error::new("device.unsupported", message));
-    // SAFETY: loading NVIDIA's own library runs its initialisers only.
-    if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        return refuse("the NVIDIA driver's library libcuda.so.1 is not installed".to_owned());
-    }
+    driver_is_present()?;
     // SAFETY: as above.
     if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
         return refuse("cuBLAS is not installed: libcublasLt.so.13 is not found".to_owned());

@@ -508,6 +508,24 @@ exported! {
         cuDeviceGetUuid_v2(uuid, device)
     }
 
+    /// A GPU's product name.
+    fn cuDeviceGetName(name: *mut c_char, length: c_int, device: c_int) {
+        enter("cuDeviceGetName", |driver| {
+            let number = *driver.visible.get(device as usize).ok_or(INVALID_DEVICE)?;
+            let profile = driver.scenario.gpus[number].profile().map_err(|_| INVALID_DEVICE)?;
+            let text = profile.name.bytes().chain([0]).take(length.max(0) as usize);
+            text.enumerate().try_for_each(|(at, byte)| put(name.wrapping_add(at), byte as c_char))
+        })
+    }
+
+    /// A GPU's memory in bytes, without the driver's reserve.
+    fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) {
+        enter("cuDeviceTotalMem_v2", |driver| {
+            let number = *driver.visible.get(device as usize).ok_or(INVALID_DEVICE)?;
+            put(bytes, driver.memory(number)?.1 as usize)
+        })
+    }
+
     /// A number about a GPU: the compute capability (75, 76) or its place on the bus (33, 34, 50).
     fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) {
         enter("cuDeviceGetAttribute", |driver| {
