@@ -485,3 +485,38 @@ fn the_cpu_takes_tasks_for_gpus_only_where_the_operator_lets_it() {
     let told = home.refused(&[&run[..], &["cuda"]].concat());
     assert!(told.contains("cannot run tasks"), "{told}");
 }
+
+#[test]
+fn gpus_without_nvml_are_known_from_the_driver_and_compute() {
+    let (home, machine) = (Home::new(), Machine::new(FOUR));
+    machine.without_nvml();
+    let data = stripes(home.folder.path());
+    let server = serve(&home, &machine, &[]);
+    let info = get(&server, "/api/v2/resources/gpu");
+    assert_eq!(
+        (&info["source"], &info["count"]),
+        (&json!("cuda-only"), &json!(4))
+    );
+    let reason = info["nvml_error"].as_str().unwrap();
+    assert!(reason.contains("libnvidia-ml.so.1"), "{reason}");
+    let gpu = &info["devices"][1];
+    assert_eq!(gpu["health"], "healthy", "{gpu}");
+    assert!(gpu["memory_total_bytes"].as_u64() > Some(8 << 30), "{gpu}");
+    assert_eq!(
+        (&gpu["memory_used_bytes"], &gpu["temperature_gpu_c"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert!(gpu["allocatable_bytes"].as_u64() > Some(7 << 30), "{gpu}");
+    post(&server, START, &training(&data, "cuda:1", "blind"));
+    let task = server.wait("blind", &["completed", "failed"]);
+    assert_eq!(
+        (&task["status"], &task["device"], &task["device_uuid"]),
+        (&json!("completed"), &json!("cuda:1"), &gpu["uuid"]),
+        "{task}"
+    );
+    server.stop();
+    // Without the driver's library too there is no GPU.
+    std::fs::remove_file(machine.folder.path().join("libcuda.so.1")).unwrap();
+    let none = machine.gpus();
+    assert_eq!(none["gpus"], json!([]), "{none}");
+}

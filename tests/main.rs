@@ -120,6 +120,11 @@ impl Machine {
         std::fs::rename(aside, self.folder.path().join("machine.toml")).unwrap();
     }
 
+    /// Takes the NVML library away.
+    fn without_nvml(&self) {
+        std::fs::remove_file(self.folder.path().join("libnvidia-ml.so.1")).unwrap();
+    }
+
     fn on<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("LD_LIBRARY_PATH", self.folder.path())
     }

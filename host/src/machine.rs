@@ -16,6 +16,7 @@ use devices::{
 pub use self::watch::Shown;
 use self::watch::Watch;
 use crate::settings::Settings;
+use crate::worker::listing;
 use crate::worker::probe::Depth;
 use crate::worker::protocol::DeviceFacts;
 
@@ -101,7 +102,9 @@ impl ChangeError {
 /// neither used nor free.
 fn usable(gpu: &Gpu) -> u64 {
     let known = gpu.memory_used_bytes.zip(gpu.memory_free_bytes);
-    known.map_or(0, |(used, free)| used + free)
+    let usable = known.map(|(used, free)| used + free);
+    // Without NVML the driver's total is what there is without the reserve.
+    usable.or(gpu.memory_total_bytes).unwrap_or(0)
 }
 
 /// Memory of a GPU that no lease takes where nothing is set: 3 %, and 512 MiB at least, but no more than an eighth.
@@ -199,7 +202,7 @@ impl Machine {
         depth: impl Fn(DeviceId) -> Depth + Send + Sync + 'static,
     ) -> Result<Self, InvalidPool> {
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-        let monitor = Monitor::start(period, PATIENCE, visible);
+        let monitor = Monitor::start(period, PATIENCE, visible, Box::new(listing::list));
         let snapshot = monitor.snapshot();
         let gpus = snapshot.gpus.iter().map(|gpu| entry(gpu, &settings));
         let cpu = DeviceEntry {

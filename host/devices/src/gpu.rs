@@ -283,6 +283,19 @@ pub struct System {
     pub detected: u32,
 }
 
+/// Whom the GPUs are known from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// NVML.
+    Nvml,
+    /// The CUDA driver: there is no NVML, and no figure that changes.
+    CudaOnly,
+    /// Nobody.
+    #[default]
+    None,
+}
+
 /// All visible GPUs at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Snapshot {
@@ -293,6 +306,9 @@ pub struct Snapshot {
     pub system: System,
     /// Why nothing is known of GPUs now: no NVML library, no driver, a failing or hanging call.
     pub nvml_error: Option<String>,
+    /// Whom the GPUs are known from.
+    #[serde(skip)]
+    pub source: Source,
     /// When the sample was taken; none before the first.
     #[serde(skip)]
     pub taken: Option<Instant>,
@@ -305,6 +321,7 @@ impl Snapshot {
             gpus: Vec::new(),
             system: System::default(),
             nvml_error: Some(reason),
+            source: Source::None,
             taken: None,
         }
     }

@@ -21,10 +21,10 @@ mod selector;
 mod visible;
 
 pub use allocator::{Allocator, Lease, PoolUsage, Returning, Ticket, Usage};
-pub use gpu::{Failure, Gpu, Recovery, Snapshot};
+pub use gpu::{Failure, Gpu, Recovery, Snapshot, Source};
 pub use health::{Action, Condition, Health, LastXid, Order, Signal};
 pub use ledger::{Cause, DeviceEntry, Measurement, State, Taken};
-pub use monitor::{Monitor, News};
+pub use monitor::{Listing, Monitor, News};
 pub use nvml::memory_used;
 pub use policy::{InvalidPolicy, Policy};
 pub use pool::{GpuFacts, InvalidPool, Pool};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::rounds::{Message, Rounds};
-use crate::gpu::Snapshot;
+use crate::gpu::{Gpu, Snapshot};
 
 /// The longest that a caller waits for a sample of its own.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -31,6 +31,9 @@ pub enum News<'a> {
         code: u64,
     },
 }
+
+/// Lists the GPUs where there is no NVML, or tells why there are none.
+pub type Listing = Box<dyn Fn() -> Result<Vec<Gpu>, String> + Send>;
 
 /// Called with all news.
 type Listener = Box<dyn Fn(News<'_>) + Send>;
@@ -50,8 +53,14 @@ pub struct Monitor {
 
 impl Monitor {
     /// Starts to sample every `period`, and waits for the first sample: `patience` at most, as a GPU
-    /// that wakes up takes some seconds. `visible` is the value of `CUDA_VISIBLE_DEVICES`.
-    pub fn start(period: Duration, patience: Duration, visible: Option<String>) -> Self {
+    /// that wakes up takes some seconds. `visible` is the value of `CUDA_VISIBLE_DEVICES`; `listing` is
+    /// called once, where NVML cannot be used at first.
+    pub fn start(
+        period: Duration,
+        patience: Duration,
+        visible: Option<String>,
+        listing: Listing,
+    ) -> Self {
         let shared = Arc::new(Shared {
             last: Mutex::new(Arc::new(Snapshot::unavailable(
                 "NVML has not answered yet".to_owned(),
@@ -60,7 +69,7 @@ impl Monitor {
             listener: Mutex::default(),
         });
         let (conductor, inbox) = channel();
-        let rounds = Rounds::new(Arc::clone(&shared), conductor.clone(), visible);
+        let rounds = Rounds::new(Arc::clone(&shared), conductor.clone(), visible, listing);
         let thread = std::thread::Builder::new().name("monitor".to_owned());
         let spawned = thread.spawn(move || rounds.conduct(&inbox, period, patience));
         let monitor = Self { shared, conductor };

@@ -75,6 +75,9 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Shows the GPUs by the CUDA driver alone (used by the host itself).
+    #[command(hide = true)]
+    ListGpus,
     /// Describes a plugin file (used by the host itself).
     #[command(hide = true)]
     Inspect {
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
             let depth = if check { Depth::Check } else { Depth::Measure };
             return crate::worker::probe::run(&uuid, depth);
         }
+        Command::ListGpus => return crate::worker::listing::run(),
         Command::Inspect { arguments } => return plugins::inspect::run(arguments),
         Command::Serve(arguments) => {
             Folders::new(&cli.folders).and_then(|folders| serve::serve(&folders, &arguments))

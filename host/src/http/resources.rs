@@ -81,7 +81,7 @@ pub(super) fn gpu_info(machine: &Machine, snapshot: &Snapshot) -> Value {
         "driver_version": snapshot.system.driver_version,
         "pytorch_version": null,
         "schema_version": 1,
-        "source": if snapshot.nvml_error.is_none() { "nvml" } else { "none" },
+        "source": snapshot.source,
         "nvml_version": snapshot.system.nvml_version,
         "nvml_error": snapshot.nvml_error,
         "gpu_count_detected": snapshot.system.detected,

@@ -105,6 +105,7 @@ mod tests {
             std::time::Duration::from_secs(3600),
             std::time::Duration::ZERO,
             None,
+            Box::new(|| Ok(Vec::new())),
         );
         let mut snapshot = Snapshot::clone(&monitor.snapshot());
         let info = || json!({ "a": 1, AGE: 5, "z": [{ "name": "\"sample_age_ms\":9" }] });

@@ -11,6 +11,7 @@ use compute::builder::Conv2d;
 use compute::cpu::CpuBackend;
 use compute::cuda::{self, CudaBackend};
 use compute::{Backend, Builder, DType, Dim, HostTensor, Plan, Session};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::program;
@@ -127,7 +128,12 @@ pub fn run(uuid: &str, depth: Depth) -> ExitCode {
         }),
         Err(error) => Err(error.to_string()),
     };
-    match serde_json::to_string(&found) {
+    answer(&found)
+}
+
+/// Prints what a process found, for [`ask`].
+pub(super) fn answer<T: Serialize>(found: &Result<T, String>) -> ExitCode {
+    match serde_json::to_string(found) {
         Ok(text) if crate::output::data(&text).is_ok() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
@@ -136,16 +142,22 @@ pub fn run(uuid: &str, depth: Depth) -> ExitCode {
 /// Probes a GPU. Errors: why no task can run on it.
 pub fn probe(uuid: &str, depth: Depth) -> Result<Finding, String> {
     let mut command = Command::new(program::PATH);
-    command.arg0("hangar").args(["probe", uuid]);
+    program::environment(&mut command, &[uuid.to_owned()]).args(["probe", uuid]);
     if depth == Depth::Check {
         command.arg("--check");
     }
-    let child = program::environment(&mut command, &[uuid.to_owned()])
+    ask(&mut command)
+}
+
+/// Runs a process of this program that looks at the driver: what it found. Errors: why it found nothing.
+pub(super) fn ask<T: DeserializeOwned>(command: &mut Command) -> Result<T, String> {
+    let child = command
+        .arg0("hangar")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
-    let mut child = child.map_err(|error| format!("it cannot be probed: {error}"))?;
+    let mut child = child.map_err(|error| format!("the driver cannot be probed: {error}"))?;
     let end = Instant::now() + PATIENCE;
     let status = loop {
         match child.try_wait() {
@@ -167,7 +179,7 @@ pub fn probe(uuid: &str, depth: Depth) -> Result<Finding, String> {
         .take()
         .map(|mut out| out.read_to_string(&mut text));
     let found = match read {
-        Some(Ok(_)) => serde_json::from_str::<Result<Finding, String>>(&text).ok(),
+        Some(Ok(_)) => serde_json::from_str::<Result<T, String>>(&text).ok(),
         _ => None,
     };
     found.unwrap_or_else(|| {

@@ -77,6 +77,11 @@ impl Roster {
         gpus
     }
 
+    /// The visible GPUs as they last answered.
+    pub(crate) fn known(&self) -> Vec<Gpu> {
+        self.seats.iter().map(|seat| seat.known.clone()).collect()
+    }
+
     /// The visible GPUs where NVML tells nothing, for a reason.
     pub(crate) fn silenced(&self, reason: &str) -> Vec<Gpu> {
         let seats = self.seats.iter();

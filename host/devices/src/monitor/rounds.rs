@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::roster::Roster;
-use super::{News, Shared};
-use crate::gpu::{Failure, Reading, Snapshot, System};
+use super::{Listing, News, Shared};
+use crate::gpu::{Failure, Reading, Snapshot, Source, System};
 use crate::nvml::{self, Session};
 
 /// A call that takes longer is taken to hang.
@@ -120,6 +120,10 @@ pub(super) struct Rounds {
     shared: Arc<Shared>,
     outbox: Sender<(u64, Message)>,
     visible: Option<String>,
+    /// Called once, where NVML cannot be used at first.
+    listing: Option<Listing>,
+    /// Whether the GPUs are known from it.
+    listed: bool,
     roster: Roster,
     /// The number of the session: what threads of others say does not count.
     generation: u64,
@@ -140,11 +144,14 @@ impl Rounds {
         shared: Arc<Shared>,
         outbox: Sender<(u64, Message)>,
         visible: Option<String>,
+        listing: Listing,
     ) -> Self {
         Self {
             shared,
             outbox,
             visible,
+            listing: Some(listing),
+            listed: false,
             roster: Roster::default(),
             generation: 0,
             threads: Threads::default(),
@@ -355,13 +362,24 @@ impl Rounds {
         if self.threads.session.is_none() {
             // While it is being opened, what was last told stays.
             let Some(reason) = failure else { return };
+            if self.failure.is_some() {
+                self.list_without_nvml();
+            }
+            let (gpus, source) = if self.listed {
+                (self.roster.known(), Source::CudaOnly)
+            } else {
+                (self.roster.silenced(&reason), Source::None)
+            };
             self.shared.store(Snapshot {
-                gpus: self.roster.silenced(&reason),
+                gpus,
+                source,
                 taken: Some(begun),
                 ..Snapshot::unavailable(reason)
             });
             return;
         }
+        self.listing = None;
+        self.listed = false;
         let readings = self.readings();
         if self.roster.is_empty() {
             let visible = self.visible.as_deref();
@@ -391,8 +409,23 @@ impl Rounds {
             gpus,
             system: self.threads.system.clone(),
             nvml_error: failure,
+            source: Source::Nvml,
             taken: Some(begun),
         });
+    }
+
+    /// Takes the GPUs from the CUDA driver, the first time that NVML cannot be used.
+    fn list_without_nvml(&mut self) {
+        let listing = self.listing.take().filter(|_| self.roster.is_empty());
+        let Some(Ok(gpus)) = listing.map(|listing| listing()) else {
+            return;
+        };
+        let readings = (0..).zip(gpus).map(|(index, gpu)| {
+            let position = (0, 0, index);
+            (index, Reading { gpu, position })
+        });
+        self.roster.seat(readings.collect(), |gpus| gpus);
+        self.listed = !self.roster.is_empty();
     }
 
     /// Starts the thread that waits for Xids of the GPUs that answered, once in a session.
