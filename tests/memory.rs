@@ -275,6 +275,36 @@ fn memory_that_runs_out_in_spite_of_a_lease_fails_one_task_with_the_bytes_or_non
 }
 
 #[test]
+fn a_task_whose_memory_another_program_takes_first_waits_until_it_is_back() {
+    // Enough for a context alone.
+    let left = 14_455_680;
+    let full = format!("{ONE}free_bytes = {}\n", CONTEXT + left);
+    let (home, machine) = (Home::new(), Machine::new(ONE));
+    let data = stripes(home.folder.path());
+    // The other program grows after the last look at the GPU.
+    let server = serve(&home, &machine, &["--monitor-period", "10000"]);
+    ready(&server);
+    let sampled = |server: &Server| get(server, GPUS)["sample_age_ms"].as_u64().unwrap();
+    let start = Instant::now();
+    while sampled(&server) > 1000 {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    machine.change(&full);
+    post(&server, START, &training(&data, "cuda:0", "late"));
+    waits(&server, "late", "other programs");
+    machine.change(ONE);
+    let task = server.wait("late", &["completed", "failed"]);
+    assert_eq!(task["status"], "completed", "{task}");
+    let told = events(&server, "late");
+    let exhausted = format!("{left} of {} are free", (81559u64 - 480) << 20);
+    for part in [&*exhausted, "the task is tried once more"] {
+        assert!(told.contains(part), "{told}");
+    }
+    server.stop();
+}
+
+#[test]
 fn of_two_tasks_that_race_for_memory_one_waits_and_both_are_done() {
     let (home, machine) = (
         Home::new(),
@@ -358,6 +388,17 @@ fn the_headroom_is_set_for_one_gpu_or_all_and_outlives_the_host() {
         [usable - (1 << 30), usable - 7]
     );
     let before = get(&server, CONFIG);
+    // A change while a GPU does not answer sets nothing of it anew.
+    machine.change(&format!("{ONE}lost = true\n{ONE}"));
+    let out = |gpu: &Value| gpu["schedulable"] == false;
+    until(&server, Duration::from_secs(10), out);
+    post(
+        &server,
+        CONFIG,
+        &json!({ "headroom_bytes": { "cuda:1": 7 } }),
+    );
+    assert_eq!(get(&server, CONFIG), before);
+    machine.change(&ONE.repeat(2));
     server.stop();
     let server = serve(&home, &machine, &[]);
     assert_eq!(get(&server, CONFIG), before);

@@ -107,7 +107,8 @@ fn usable(gpu: &Gpu) -> u64 {
     usable.or(gpu.memory_total_bytes).unwrap_or(0)
 }
 
-/// Memory of a GPU that no lease takes where nothing is set: 3 %, and 512 MiB at least, but no more than an eighth.
+/// Memory of a GPU that no lease takes where nothing is set: 3 %, and 512 MiB at least, but no more
+/// than an eighth.
 fn headroom(memory_bytes: u64) -> u64 {
     (memory_bytes / 100 * 3).max(memory_bytes.div_euclid(8).min(512 << 20))
 }
@@ -132,7 +133,7 @@ fn gpu(snapshot: &Snapshot, device: DeviceId) -> Option<&Gpu> {
 
 /// Refuses a headroom that leaves a GPU nothing, or of what has none.
 fn check_headroom(
-    snapshot: &Snapshot,
+    usage: &[Usage],
     selector: &Selector,
     bytes: Option<u64>,
 ) -> Result<(), ChangeError> {
@@ -140,15 +141,18 @@ fn check_headroom(
         let selector = selector.clone();
         Err(ChangeError::Headroom { selector, reason })
     };
-    let gpus = match selector {
-        Selector::Device(DeviceId::Cpu) | Selector::Pool(_) => {
-            return refuse("name a GPU, or `cuda` for every GPU".to_owned());
-        }
-        Selector::Device(id) => gpu(snapshot, *id).map_or(&[][..], std::slice::from_ref),
-        Selector::AnyGpu => &snapshot.gpus[..],
+    let meant = |usage: &&Usage| match selector {
+        Selector::Device(id) => usage.device == *id,
+        Selector::AnyGpu | Selector::Pool(_) => usage.device != DeviceId::Cpu,
     };
-    let known = gpus.iter().map(usable).filter(|memory| *memory > 0);
-    match (bytes, known.min()) {
+    if matches!(
+        selector,
+        Selector::Device(DeviceId::Cpu) | Selector::Pool(_)
+    ) {
+        return refuse("name a GPU, or `cuda` for every GPU".to_owned());
+    }
+    let memory = usage.iter().filter(meant).map(|usage| usage.memory_bytes);
+    match (bytes, memory.filter(|bytes| *bytes > 0).min()) {
         (Some(bytes), Some(least)) if bytes >= least => {
             refuse(format!("{bytes} bytes of {least} leave nothing to tasks"))
         }
@@ -271,7 +275,7 @@ impl Machine {
         }
         for (selector, bytes) in change.headroom {
             allocator.exists(&selector)?;
-            check_headroom(&snapshot, &selector, bytes)?;
+            check_headroom(&allocator.usage(), &selector, bytes)?;
             match selector {
                 Selector::Device(id) => settings.set_headroom(&key(&snapshot, id), bytes),
                 Selector::AnyGpu | Selector::Pool(_) => settings.set_headroom("cuda", bytes),
@@ -301,8 +305,8 @@ impl Machine {
                 inference: Some(limits.inference),
             };
             allocator.set_limits(&Selector::Device(id), limits)?;
-            if let Some(gpu) = gpu(&snapshot, id) {
-                let bytes = settings.headroom_bytes(&key, headroom(usable(gpu)));
+            if id != DeviceId::Cpu {
+                let bytes = settings.headroom_bytes(&key, headroom(usage.memory_bytes));
                 allocator.set_headroom(id, bytes)?;
             }
             allocator.drain(id, settings.drained.contains(&key))?;
@@ -319,7 +323,8 @@ impl Machine {
 
     /// Another number after every change of the devices but for a sample.
     pub fn version(&self) -> u64 {
-        self.allocator.version()
+        // Both count up.
+        self.allocator.version().wrapping_add(self.watch.version())
     }
 
     /// Waits until every GPU is tested.

@@ -22,6 +22,8 @@ pub struct Usage {
     pub limits: Limits,
     /// The tasks that hold it.
     pub tasks: Vec<(String, Kind)>,
+    /// Memory that leases and other programs may take together, in bytes; 0 where it is not known.
+    pub memory_bytes: u64,
     /// Memory held by leases, in bytes.
     pub reserved_bytes: u64,
     /// Memory that leases have taken by their workers' word, in bytes.
@@ -213,6 +215,7 @@ impl Allocator {
                 .iter()
                 .map(|held| (held.task.clone(), held.kind))
                 .collect(),
+            memory_bytes: device.entry.memory_bytes,
             reserved_bytes: device.memory.reserved(),
             observed_bytes: device.memory.observed(),
             foreign_bytes: device.memory.foreign(),

@@ -2,6 +2,7 @@
 //! leases, runs self-tests, opens and closes the GPU for tasks.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub(super) struct Watch {
     /// By N of `cuda:N`. The allocator's lock is taken under this one, never the other way.
     wards: Mutex<BTreeMap<u32, Ward>>,
     tests: Mutex<Vec<JoinHandle<()>>>,
+    /// How often it was told something.
+    told: AtomicU64,
     own: Weak<Self>,
 }
 
@@ -83,6 +86,7 @@ impl Watch {
             began: Instant::now(),
             wards: Mutex::new(wards.collect()),
             tests: Mutex::default(),
+            told: AtomicU64::new(0),
             own: own.clone(),
         })
     }
@@ -161,6 +165,7 @@ impl Watch {
         let before = ward.condition.state();
         let orders = ward.condition.signal(self.began.elapsed(), signal);
         let state = ward.condition.state();
+        self.told.fetch_add(1, Ordering::Release);
         if state != before {
             self.allocator.update(id, |entry| entry.state = state);
         }
@@ -234,6 +239,11 @@ impl Watch {
     /// Tells that the operator wants a GPU back.
     pub(super) fn enable(&self, index: u32) {
         self.tell(index, &Signal::Enabled);
+    }
+
+    /// Another number after every change of what it shows.
+    pub(super) fn version(&self) -> u64 {
+        self.told.load(Ordering::Acquire)
     }
 
     /// Waits for the self-tests that run.
