@@ -73,7 +73,6 @@ pub(crate) fn fuzz(root: &Path, seconds: u32) -> anyhow::Result<()> {
     let artifacts = folder.join("artifacts");
     std::fs::create_dir_all(&artifacts)?;
     for target in targets {
-        println!("fuzzing {target} for {each} s");
         let mut command = Command::new(built.join(target));
         command
             .current_dir(&folder)
@@ -87,10 +86,24 @@ pub(crate) fn fuzz(root: &Path, seconds: u32) -> anyhow::Result<()> {
             .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
             .args(["-seed=1", "-max_len=8192", "-verbosity=0"])
             .arg("-print_final_stats=1");
-        run(&mut command).with_context(|| {
-            let artifacts = artifacts.display();
-            format!("what {target} met is in {artifacts}: the program takes it as an argument")
-        })?;
+        let output = command
+            .output()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        // What a target tells is long, and of use only where it failed.
+        let told = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            eprint!("{told}");
+            bail!(
+                "{target} failed: {}; what it met is in {}: the program takes it as an argument",
+                output.status,
+                artifacts.display()
+            );
+        }
+        let inputs = told
+            .lines()
+            .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        let inputs = inputs.context("a target tells how many inputs it took")?;
+        println!("{target} took {} inputs in {each} s", inputs.trim());
     }
     Ok(())
 }
