@@ -11,11 +11,13 @@ mod classifier;
 mod commands;
 mod cpu;
 mod devices;
+mod examples;
 mod gpu;
 mod health;
 mod identity;
 mod memory;
 mod models;
+mod top;
 mod training;
 
 use std::io::{Read, Write};

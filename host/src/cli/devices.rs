@@ -145,7 +145,7 @@ fn shown(config: &Value, wanted: Option<&Selector>) -> anyhow::Result<Map<String
 
 /// Limits as a table; `–` is none.
 fn limits(shown: &Map<String, Value>) -> String {
-    let mut table = table::new(&["device", "training", "inference", ""], None);
+    let mut table = table::new(&["device", "training", "inference", ""]);
     for (name, limits) in shown {
         let limit = |kind: &str| {
             limits[kind]

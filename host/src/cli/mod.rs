@@ -10,6 +10,7 @@ mod run;
 mod serve;
 mod server;
 mod table;
+mod top;
 mod view;
 
 use std::ffi::OsString;
@@ -43,6 +44,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Shows the GPUs: of the server that runs on the state folder, else of the machine.
     Gpus(gpus::Arguments),
+    /// Shows the GPUs and tasks of a server that runs, live; `q` quits.
+    Top(top::Arguments),
     /// Changes how a server that runs gives its devices away.
     Devices(devices::Arguments),
     /// Shows the plugins of the plugin folder.
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Import(arguments) => import::import(&arguments),
         Command::Gpus(arguments) => gpus::gpus(&cli.folders, &arguments, cli.json),
+        Command::Top(arguments) => top::top(&cli.folders, &arguments, cli.json),
         Command::Devices(arguments) => devices::devices(&cli.folders, &arguments, cli.json),
         Command::Plugins => Folders::new(&cli.folders).and_then(|folders| list(&folders, cli.json)),
         Command::Tasks { limit } => {

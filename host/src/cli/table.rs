@@ -1,35 +1,74 @@
 //! Tables for people.
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use devices::{DeviceId, Limits};
 use serde_json::Value;
 
 use super::view::{self, Device};
 use crate::machine::{Machine, memory_bytes};
 
-/// An empty table with these columns; lines wrap where it would be wider than the terminal.
-pub(super) fn new(columns: &[&str], width: Option<u16>) -> Table {
+/// An empty table with these columns.
+pub(super) fn new(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(columns.to_vec());
-    if let Some(width) = width {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(width);
-    }
     table
 }
 
-/// The devices: memory in MiB, temperature in °C, power in W, tasks; what there is at the moment of how
-/// much at most.
-fn devices(devices: &[Device], width: Option<u16>) -> Table {
-    let columns = [
-        "device", "name", "cc", "MiB used", "% busy", "°C", "W", "train", "infer", "pools", "state",
-    ];
-    let mut table = new(&columns, width);
+/// The columns of a device, and whether a narrow terminal shows them.
+const COLUMNS: [(&str, bool); 11] = [
+    ("device", true),
+    ("name", true),
+    ("cc", false),
+    ("MiB used", true),
+    ("%", true),
+    ("°C", true),
+    ("W", true),
+    ("train", true),
+    ("infer", true),
+    ("pools", false),
+    ("state", true),
+];
+
+/// The devices: memory in MiB, percent of the time in which kernels run, temperature in °C, power in W,
+/// tasks; what there is at the moment of how much at most. Where that is wider than the terminal, the
+/// least of it is left out, and the state wraps.
+fn devices(devices: &[Device], width: Option<u16>) -> String {
+    let mut wide = new(&COLUMNS.map(|(title, _)| title));
+    wide.add_rows(devices.iter().map(row));
+    let wide = wide.to_string();
+    let columns = |line: &str| line.chars().count();
+    let Some(width) = width.filter(|&width| wide.lines().any(|line| columns(line) > width.into()))
+    else {
+        return wide;
+    };
+    let shown = |cells: Vec<String>| -> Vec<String> {
+        let cells = cells.into_iter().zip(COLUMNS);
+        let shown = cells
+            .filter(|(_, (_, narrow))| *narrow)
+            .map(|(cell, _)| cell);
+        shown.collect()
+    };
+    let mut narrow = Table::new();
+    narrow
+        .load_style(presets::NOTHING)
+        .set_header(shown(COLUMNS.map(|(title, _)| title.into()).into()));
     for device in devices {
-        table.add_row(row(device));
+        let mut cells = row(device);
+        cells[1] = cells[1].trim_start_matches("NVIDIA ").to_owned();
+        narrow.add_row(shown(cells));
     }
-    table
+    narrow
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(width);
+    let last = narrow.column_count().saturating_sub(1);
+    for (place, column) in narrow.column_iter_mut().enumerate() {
+        column.set_padding((0, if place < last { 2 } else { 0 }));
+        if place < last {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    narrow.to_string()
 }
 
 fn row(device: &Device) -> Vec<String> {
@@ -156,11 +195,28 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_as_wide_as_its_terminal_at_most() {
-        let text = gpus(&document(), Some(100)).unwrap();
+    fn a_narrow_terminal_shows_less_and_wraps_the_state() {
+        let text = gpus(&document(), Some(80)).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
         assert!(
-            text.lines().all(|line| line.chars().count() <= 100),
+            lines.iter().all(|line| line.chars().count() <= 80),
             "{text}"
         );
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            words(lines[0]),
+            "device name MiB used % °C W train infer state"
+        );
+        assert_eq!(
+            words(lines[1]),
+            "cuda:0 Tesla T4 1000/15360 40 33 34/70 1/2 0/3 ready"
+        );
+        assert!(text.contains("lost: it fell off"), "{text}");
+        assert_eq!(
+            gpus(&document(), Some(200)).unwrap(),
+            gpus(&document(), None).unwrap()
+        );
+        // One that is narrower still wraps as it can.
+        assert!(!gpus(&document(), Some(1)).unwrap().is_empty());
     }
 }
