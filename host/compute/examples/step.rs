@@ -2,13 +2,13 @@
 //! and prints one JSON line: median seconds, samples a second, bytes. Its peer in PyTorch is
 //! tests/hardware/torch_step.py.
 //!
-//! usage: step mlp|digits|spoken-digits|copy|chain|chain-apart|product train|infer BATCH
-//!             cpu[:THREADS]|UUID [f32|tf32] [STEPS] [launches] [own]
+//! usage: step mlp|digits|spoken-digits|vit|copy|chain|chain-apart|mean|mean-apart|product train|infer
+//!             BATCH cpu[:THREADS]|UUID [f32|tf32] [STEPS] [launches] [own]
 //!
-//! `copy` moves BATCH MiB through an element-wise kernel, `chain` through six operators, of which
-//! `chain-apart` keeps every result, so that they are not one program; `product` multiplies matrices of
-//! BATCH × BATCH; `launches` launches every kernel instead of replaying a graph;
-//! `own` leaves cuDNN out.
+//! `vit` is a block of ViT-B/16; `copy` moves BATCH MiB through an element-wise kernel, `chain` through
+//! six operators, of which `chain-apart` keeps every result, so that they are not one program; `mean` is
+//! the mean of the square of a difference, which `mean-apart` keeps; `product` multiplies matrices of
+//! BATCH × BATCH; `launches` launches every kernel instead of replaying a graph; `own` leaves cuDNN out.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -20,12 +20,16 @@ use compute::{Backend, Builder, DType, Dim, HostTensor, Plan, Value};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str = "usage: step mlp|digits|spoken-digits|copy|chain|chain-apart|product train|infer BATCH \
-                     cpu[:THREADS]|UUID [f32|tf32] [STEPS] [launches] [own]";
-/// Runs before the clock starts.
+const USAGE: &str = "usage: step mlp|digits|spoken-digits|vit|copy|chain|chain-apart|mean|mean-apart|product \
+                     train|infer BATCH cpu[:THREADS]|UUID [f32|tf32] [STEPS] [launches] [own]";
+/// Runs before the clock starts, at most as many as are timed.
 const WARM_UP: usize = 20;
 /// The plugin `spoken-digits`'s input.
 const SAMPLES: u64 = 6144;
+/// Patches of 16 × 16 of an image of 224 × 224, and a class token.
+const TOKENS: u64 = 197;
+/// Features of a token, in 12 heads of 64.
+const HIDDEN: u64 = 768;
 
 /// A model under construction.
 struct Model {
@@ -174,6 +178,56 @@ impl Model {
         self.linear(x, "fc", 64, 10)
     }
 
+    fn layer_norm(&mut self, x: Value, name: &str) -> Result<Value> {
+        let scale = self.parameter(&format!("{name}.weight"), &[HIDDEN], "ones")?;
+        let bias = self.parameter(&format!("{name}.bias"), &[HIDDEN], "zeros")?;
+        Ok(self.b.layer_norm(x, scale, bias, 1e-6)?)
+    }
+
+    /// A block (Dosovitskiy et al. 2021), as the plugins' SDK builds it, and the mean's classes.
+    fn vit(&mut self, x: Value) -> Result<Value> {
+        let y = self.layer_norm(x, "ln_1")?;
+        let y = self.linear(y, "in_proj", HIDDEN, 3 * HIDDEN)?;
+        let heads = [0, TOKENS, 3, 12, 64].map(Dim::Fixed);
+        let heads = [&[Dim::Batch(1)], &heads[1..]].concat();
+        let sizes: Vec<Target> = heads.into_iter().map(Target::Size).collect();
+        let y = self.b.reshape(y, &sizes)?;
+        let y = self.b.permute(y, &[0, 2, 3, 1, 4])?;
+        let mut parts = Vec::new();
+        for i in 0..3 {
+            let most = u64::MAX;
+            let (starts, ends) = ([0, i, 0, 0, 0], [most, i + 1, most, most, most]);
+            let part = self.b.slice(y, &starts, &ends, &[1; 5])?;
+            let sizes = [12, TOKENS, 64].map(|size| Target::Size(Dim::Fixed(size)));
+            let sizes = [&[Target::Size(Dim::Batch(1))], &sizes[..]].concat();
+            parts.push(self.b.reshape(part, &sizes)?);
+        }
+        let heads = (parts[0], parts[1], parts[2]);
+        let y = self.b.attention(heads, None, false, None)?;
+        let y = self.b.permute(y, &[0, 2, 1, 3])?;
+        let sizes = [Dim::Batch(1), Dim::Fixed(TOKENS), Dim::Fixed(HIDDEN)].map(Target::Size);
+        let y = self.b.reshape(y, &sizes)?;
+        let y = self.linear(y, "out_proj", HIDDEN, HIDDEN)?;
+        let x = self.b.add(x, y)?;
+        let y = self.layer_norm(x, "ln_2")?;
+        let y = self.linear(y, "mlp.0", HIDDEN, 4 * HIDDEN)?;
+        let y = self.b.gelu(y, false)?;
+        let y = self.linear(y, "mlp.3", 4 * HIDDEN, HIDDEN)?;
+        let x = self.b.add(x, y)?;
+        let x = self.b.mean(x, &[1], false)?;
+        self.linear(x, "head", HIDDEN, 37)
+    }
+
+    /// The mean of (x − 2)²; `apart` keeps the squares.
+    fn mean(&mut self, x: Value, apart: bool) -> Result<Value> {
+        let y = self.b.affine(x, 1.0, -2.0)?;
+        let square = self.b.mul(y, y)?;
+        if apart {
+            self.b.output("kept", square)?;
+        }
+        Ok(self.b.mean(square, &[], false)?)
+    }
+
     /// Six operators in a row; `apart` keeps what each gives.
     fn chain(&mut self, x: Value, apart: bool) -> Result<Value> {
         type Operator =
@@ -208,7 +262,8 @@ fn plan(name: &str, trains: bool, batch: u64) -> Result<(Plan, Vec<usize>)> {
         "mlp" => vec![Dim::Batch(1), Dim::Fixed(784)],
         "digits" => vec![Dim::Batch(1), Dim::Fixed(1), Dim::Fixed(28), Dim::Fixed(28)],
         "spoken-digits" => vec![Dim::Batch(1), Dim::Fixed(SAMPLES)],
-        "copy" | "chain" | "chain-apart" | "product" => vec![Dim::Fixed(1)],
+        "vit" => vec![Dim::Batch(1), Dim::Fixed(TOKENS), Dim::Fixed(HIDDEN)],
+        "copy" | "chain" | "chain-apart" | "mean" | "mean-apart" | "product" => vec![Dim::Fixed(1)],
         _ => return Err(USAGE.into()),
     };
     let x = m.b.input("x", DType::F32, &shape)?;
@@ -216,6 +271,7 @@ fn plan(name: &str, trains: bool, batch: u64) -> Result<(Plan, Vec<usize>)> {
         "mlp" => m.mlp(x)?,
         "digits" => m.digits(x)?,
         "spoken-digits" => m.spoken_digits(x)?,
+        "vit" => m.vit(x)?,
         "copy" => {
             let memory = m.parameter("memory", &[batch << 18], "zeros")?;
             m.b.affine(memory, 2.0, 1.0)?
@@ -224,12 +280,16 @@ fn plan(name: &str, trains: bool, batch: u64) -> Result<(Plan, Vec<usize>)> {
             let memory = m.parameter("memory", &[batch << 18], "zeros")?;
             m.chain(memory, name == "chain-apart")?
         }
+        "mean" | "mean-apart" => {
+            let memory = m.parameter("memory", &[batch << 18], "zeros")?;
+            m.mean(memory, name == "mean-apart")?
+        }
         _ => {
             let matrix = m.parameter("matrix", &[batch, batch], "torch-uniform")?;
             m.b.matmul(matrix, matrix)?
         }
     };
-    let models = ["mlp", "digits", "spoken-digits"].contains(&name);
+    let models = ["mlp", "digits", "spoken-digits", "vit"].contains(&name);
     if trains && models {
         let y = m.b.input("y", DType::I64, &[Dim::Batch(1)])?;
         let loss = m.b.cross_entropy(out, y, 0.0)?;
@@ -302,8 +362,9 @@ fn main() -> Result<()> {
     let mut times = Vec::new();
     // Training steps are timed in tens, as a training waits for results once in many steps; an
     // inference is timed with its answer.
-    let group = if trains { 10 } else { 1 };
-    for round in 0..WARM_UP + steps {
+    let group = if trains && name != "vit" { 10 } else { 1 };
+    let warm_up = WARM_UP.min(steps);
+    for round in 0..warm_up + steps {
         let began = Instant::now();
         for _ in 0..group {
             session.run(0, samples, &inputs, &running)?;
@@ -315,7 +376,7 @@ fn main() -> Result<()> {
         } else {
             session.output(0, "out")?;
         }
-        if round >= WARM_UP {
+        if round >= warm_up {
             times.push(began.elapsed().as_secs_f64() / group as f64);
         }
     }

@@ -64,8 +64,8 @@ pub struct Plan {
     pub(crate) prologue: Vec<Value>,
     /// The nodes that run each time, in order.
     pub(crate) steps: Vec<Value>,
-    /// By a product or convolution, the step that may be applied to its result as parts of it are
-    /// finished.
+    /// By a product, convolution or reduction, the step that may be applied to its result as parts of
+    /// it are finished.
     pub(crate) epilogues: HashMap<Value, Value>,
     pub(crate) places: Vec<Place>,
     /// The values that the arena has a place for, each with the times of the steps that need it.

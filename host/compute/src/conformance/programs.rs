@@ -1,4 +1,5 @@
-//! Element-wise programs: every instruction within one gives what its operator gives by itself.
+//! Element-wise programs: every instruction within one gives what its operator gives by itself, and so
+//! does a reduction of what one gives.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
@@ -194,9 +195,50 @@ fn graphs() -> Vec<Graph> {
     graphs
 }
 
+/// Reductions of what an element-wise chain gives, over axes of every kind, some with a chain of what
+/// they give.
+fn reductions() -> Vec<Graph> {
+    let all_axes: [&[u32]; 7] = [&[0], &[1], &[2], &[0, 1], &[0, 2], &[1, 2], &[]];
+    let mut graphs = Vec::new();
+    for reduce in [Builder::sum, Builder::mean, Builder::amax, Builder::amin] {
+        for axes in all_axes {
+            for keep in [false, true] {
+                graphs.push(graph(|b, inputs| {
+                    let bytes = b.cast(inputs.bytes, DType::F32)?;
+                    let y = b.sub(inputs.x, inputs.column)?;
+                    let y = b.mul(y, bytes)?;
+                    let y = reduce(b, y, axes, keep)?;
+                    let shown = b.abs(y)?;
+                    b.output("reduced", shown)?;
+                    let loss = b.sum(shown, &[], false)?;
+                    b.mul(loss, inputs.x)
+                }));
+            }
+        }
+    }
+    // Variance, and a norm by channel within a reduction.
+    for unbiased in [false, true] {
+        let variance = |b: &mut Builder, inputs: &Inputs| {
+            let variance = b.variance(inputs.x, &[2], true, unbiased)?;
+            b.mul(variance, inputs.x)
+        };
+        graphs.push(graph(variance));
+    }
+    graphs.push(graph(|b, inputs| {
+        let parameters = ["scale", "bias", "mean", "variance"];
+        let mut parameter = |name| b.parameter(name, &[SHAPE[0] as u64], "normal:1:0.1", 5);
+        let [scale, bias, mean, variance] = parameters.map(|name| parameter(name).unwrap());
+        let y = b.batch_norm_eval(inputs.x, scale, bias, mean, variance, 1e-5)?;
+        let y = b.sum(y, &[2], true)?;
+        b.mul(y, inputs.x)
+    }));
+    graphs.into_iter().map(Result::unwrap).collect()
+}
+
 /// The plans of these graphs.
 pub(super) fn plans() -> impl Iterator<Item = Plan> {
-    graphs().into_iter().map(|graph| plan(&graph))
+    let graphs = graphs().into_iter().chain(reductions());
+    graphs.map(|graph| plan(&graph))
 }
 
 fn plan(graph: &Graph) -> Plan {
@@ -269,8 +311,21 @@ fn every_instruction_is_within_some_program() {
 }
 
 #[test]
+fn every_such_reduction_takes_the_chain_before_it() {
+    for graph in reductions() {
+        let (alone, together) = (graph.describe(), plan(&graph).describe());
+        assert!(alone.contains("Reduce {"), "{alone}");
+        let stays = |line: &&str| line.contains("Reduce {");
+        let of_chain = together.lines().filter(|line| line.contains(" over ["));
+        assert!(of_chain.count() > 0, "{together}");
+        // The mean of a variance is of an input.
+        assert!(together.lines().filter(stays).count() <= 2, "{together}");
+    }
+}
+
+#[test]
 fn programs_give_the_bits_of_their_operators() {
-    for graph in graphs() {
+    for graph in graphs().into_iter().chain(reductions()) {
         let alone = Plan::scheduled(graph.clone(), BATCH as u32, Options::default()).unwrap();
         let backend = CpuBackend::new(2).unwrap();
         let (together, alone) = (run(&backend, plan(&graph)), run(&backend, alone));
@@ -283,7 +338,7 @@ fn programs_give_what_their_operators_give_on_cuda() {
     let test = "conformance::programs::programs_give_what_their_operators_give_on_cuda";
     emulator::emulated(test, &["forward", "7"], ONE_GPU, || {
         let (gpu, cpu) = (gpu(), CpuBackend::new(1).unwrap());
-        for graph in graphs() {
+        for graph in graphs().into_iter().chain(reductions()) {
             let alone = Plan::scheduled(graph.clone(), BATCH as u32, Options::default()).unwrap();
             let (got, expected) = (run(&gpu, plan(&graph)), run(&cpu, alone));
             for (got, expected) in got.iter().zip(&expected) {

@@ -8,7 +8,7 @@ use crate::ops::fused::{Function, Instruction, Program, Source};
 use crate::walk::{Walk, broadcast};
 
 /// Elements that one instruction is applied to at a time; a chunk is a whole number of them.
-const BLOCK: usize = 512;
+pub(super) const BLOCK: usize = 512;
 
 thread_local! {
     /// Registers of a block each, kept for the next program.

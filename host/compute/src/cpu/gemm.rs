@@ -342,8 +342,12 @@ impl<'a> Source<'a> {
         out: &mut [f32],
     ) {
         let (out, _) = out.as_chunks_mut::<N>();
+        let beside = self.line == 1;
+        if beside {
+            self.copy(lines / N, terms, (all, at), out);
+        }
         let groups = out.chunks_exact_mut(all).take(lines.div_ceil(N));
-        for (number, out) in groups.enumerate() {
+        for (number, out) in groups.enumerate().skip(if beside { lines / N } else { 0 }) {
             let out = &mut out[at..at + terms];
             let from = self.part(number * N);
             match lines - number * N {
@@ -356,17 +360,32 @@ impl<'a> Source<'a> {
                     }
                 }
                 _ if from.term == 1 => from.transpose(out),
-                _ if from.line == 1 => {
-                    for (k, out) in out.iter_mut().enumerate() {
-                        let terms = &from.data[k * from.term..];
-                        if let Some(terms) = terms.first_chunk::<N>() {
-                            *out = *terms;
-                        }
-                    }
-                }
                 _ => {
                     for (k, out) in out.iter_mut().enumerate() {
                         *out = std::array::from_fn(|i| from.data[i * from.line + k * from.term]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes groups whose lines are neighbours: eight terms of all groups before the next, so that
+    /// what lies side by side is read while it is in the first cache.
+    #[inline(always)]
+    fn copy<const N: usize>(
+        self,
+        groups: usize,
+        terms: usize,
+        (all, at): (usize, usize),
+        out: &mut [[f32; N]],
+    ) {
+        for first in (0..terms).step_by(8) {
+            let last = terms.min(first + 8);
+            for (number, out) in out.chunks_exact_mut(all).take(groups).enumerate() {
+                for (k, out) in (first..last).zip(&mut out[at + first..at + last]) {
+                    let lines = &self.data[number * N + k * self.term..];
+                    if let Some(lines) = lines.first_chunk::<N>() {
+                        *out = *lines;
                     }
                 }
             }

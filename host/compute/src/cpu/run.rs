@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 
 use super::chunks::Workers;
+use super::reduce::Operand;
 use super::session::{Line, Opened};
 use super::{
     attention, conv, elementwise, fused, index, layer_norm, loss, matmul, movement, narrow, norm,
@@ -108,15 +109,34 @@ impl<'a> Operands<'a> {
         bytemuck::cast_slice(bytes)
     }
 
+    /// A program on a node's operands, that gives a result of `shape`.
+    fn machine<'b>(
+        &self,
+        node: &Node,
+        program: &'b Program,
+        shape: &[usize],
+    ) -> fused::Machine<'b>
+    where
+        'a: 'b,
+    {
+        let sources: Vec<_> = node.inputs.iter().map(|&x| self.elements(x)).collect();
+        fused::Machine::new(program, &sources, self.batch, shape)
+    }
+
     /// The program of a node, or `own` where its operator is one, on its operands.
-    fn machine(&self, node: &'a Node, own: Option<&'a Program>) -> Option<fused::Machine<'a>> {
+    fn element_wise<'b>(
+        &self,
+        node: &'b Node,
+        own: Option<&'b Program>,
+    ) -> Option<fused::Machine<'b>>
+    where
+        'a: 'b,
+    {
         let program = match &node.op {
             Op::Fused(program) => program,
             _ => own?,
         };
-        let sources: Vec<_> = node.inputs.iter().map(|&x| self.elements(x)).collect();
-        let shape = node.shape.at(self.batch);
-        Some(fused::Machine::new(program, &sources, self.batch, &shape))
+        Some(self.machine(node, program, &node.shape.at(self.batch)))
     }
 
     /// Whether the result takes a value's memory.
@@ -221,7 +241,7 @@ impl Run<'_> {
         };
         let dtype = computed(node.dtype);
         let own = Program::of(&plan.graph, node);
-        if let Some(machine) = operands.machine(node, own.as_ref()) {
+        if let Some(machine) = operands.element_wise(node, own.as_ref()) {
             if dtype == DType::F32 {
                 fused::floats(workers, &machine, bytemuck::cast_slice_mut(out));
             } else {
@@ -236,7 +256,7 @@ impl Run<'_> {
         // What is made in this result's place while parts of it are finished.
         let epilogue = plan.epilogues.get(&value).map(|v| plan.graph.node(*v));
         let own = epilogue.and_then(|node| Program::of(&plan.graph, node));
-        let epilogue = epilogue.and_then(|node| operands.machine(node, own.as_ref()));
+        let epilogue = epilogue.and_then(|node| operands.element_wise(node, own.as_ref()));
         let finish = |first: usize, part: &mut [f32]| {
             if let Some(machine) = &epilogue {
                 machine.run(first, part);
@@ -426,8 +446,9 @@ fn moving_kernel<T: Element>(
     Ok(true)
 }
 
-/// Computes a float32 result; `step` is the number of the optimizer step. Products and convolutions
-/// call `finish` once with every part of their results: the number of its first element, and it.
+/// Computes a float32 result; `step` is the number of the optimizer step. Products, convolutions and
+/// reductions call `finish` once with every part of their results: the number of its first element,
+/// and it.
 fn float_kernel(
     (workers, step): (Workers<'_>, u64),
     node: &Node,
@@ -479,7 +500,13 @@ fn float_kernel(
         }
         Op::Random { seed } => random::fill(workers, *seed, step, out),
         Op::Reduce { kind, axes, .. } => {
-            reduce::reduce(workers, *kind, get(0), &shape(0), axes, out);
+            let x = Operand::Stored(get(0));
+            reduce::reduce(workers, *kind, &x, (&shape(0), axes), out, finish);
+        }
+        Op::FusedReduce(reduced) => {
+            let shape = reduced.shape.at(operands.batch);
+            let x = Operand::Computed(operands.machine(node, &reduced.program, &shape));
+            reduce::reduce(workers, reduced.kind, &x, (&shape, &reduced.axes), out, finish);
         }
         Op::ExtremeGradient => {
             reduce::extreme_gradient(workers, get(0), &own, get(1), get(2), &shape(1), out);

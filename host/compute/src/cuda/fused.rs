@@ -50,7 +50,7 @@ struct Step {
 /// `Program` of fused.cu.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Steps {
+pub(super) struct Steps {
     sources: u32,
     instructions: u32,
     truth: u32,
@@ -92,15 +92,14 @@ fn step(instruction: &Instruction, batch: usize) -> Step {
 }
 
 impl Lowering<'_> {
-    /// Launches a program; `x` are its inputs' addresses.
-    pub(super) fn fused(
-        &mut self,
+    /// A program whose result has the sizes `own`; `x` are the node's inputs' addresses.
+    pub(super) fn steps(
+        &self,
         node: &Node,
         program: &Program,
         x: &[u64],
-        out: u64,
         own: &[usize],
-    ) {
+    ) -> Steps {
         let n: usize = own.iter().product();
         let mut steps = Steps::zeroed();
         steps.sources = program.sources.len() as u32;
@@ -120,6 +119,20 @@ impl Lowering<'_> {
         for (i, instruction) in program.instructions.iter().enumerate() {
             steps.instruction[i] = step(instruction, self.batch());
         }
+        steps
+    }
+
+    /// Launches a program.
+    pub(super) fn fused(
+        &mut self,
+        node: &Node,
+        program: &Program,
+        x: &[u64],
+        out: u64,
+        own: &[usize],
+    ) {
+        let steps = self.steps(node, program, x, own);
+        let n = own.iter().product();
         self.launch(Launch::threads("fused", n).with(steps).with(out).count(n));
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::blas;
+use super::fused::Steps;
 use super::narrow::{Converted, computed};
 use super::program::{Command, Convolution, Launch, Pair, Strided};
 use super::signal::{self, Epilogue};
@@ -339,7 +340,13 @@ impl<'a> Lowering<'a> {
                 });
             }
             Op::Reduce { kind, axes, .. } => {
-                self.reduce(*kind, x[0], &self.shape(shape(0)), axes, out);
+                self.reduce(*kind, Reduced::At(x[0]), &self.shape(shape(0)), axes, out);
+            }
+            Op::FusedReduce(reduced) => {
+                let shape = reduced.shape.at(self.batch);
+                let steps = self.steps(node, &reduced.program, x, &shape);
+                let from = Reduced::Computed(Box::new(steps));
+                self.reduce(reduced.kind, from, &shape, &reduced.axes, out);
             }
             Op::Select | Op::Slice(_) | Op::Place { .. } | Op::Concat { .. } => {
                 self.window(node, x, out, &own)
@@ -567,28 +574,36 @@ impl<'a> Lowering<'a> {
         self.launch(launch.with(Strided::new(own, moved)).count(n));
     }
 
-    fn reduce(&mut self, kind: Reduction, x: u64, shape: &[usize], axes: &[usize], out: u64) {
+    fn reduce(
+        &mut self,
+        kind: Reduction,
+        from: Reduced,
+        shape: &[usize],
+        axes: &[usize],
+        out: u64,
+    ) {
         let (kept, reduced, results, count) = split(shape, axes);
         let outer = kept.inner() == 1 && results > 1;
-        let blocks = if outer { results.div_ceil(32) } else { results };
+        let columns = if outer { 32 } else { 1 };
+        let blocks = results.div_ceil(columns);
         let splits = self.splits(results, blocks, count);
         let parts = if splits > 1 {
             self.workspace((results * splits) as u64 * 4)
         } else {
             out
         };
-        let kernel = if outer {
-            "reduce_outer"
-        } else {
-            "reduce_inner"
+        let start = |kernel| Launch::blocks(kernel, [blocks.min(1 << 16), splits, 1]);
+        let launch = match from {
+            Reduced::At(x) if outer => start("reduce_outer").with(kind as i32).with(x),
+            Reduced::At(x) => start("reduce_inner").with(kind as i32).with(x),
+            Reduced::Computed(ref steps) => start("fused_reduce").with(**steps).with(kind as i32),
         };
-        let launch = Launch::blocks(kernel, [blocks.min(1 << 16), splits, 1])
-            .with(kind as i32)
-            .with(x)
-            .with(parts)
-            .with(kept)
-            .with(reduced);
-        self.launch(launch.count(results).count(count).count(splits));
+        let launch = launch.with(parts).with(kept).with(reduced);
+        let launch = launch.count(results).count(count).count(splits);
+        self.launch(match from {
+            Reduced::At(_) => launch,
+            Reduced::Computed(_) => launch.count(columns),
+        });
         if splits > 1 {
             self.join(kind, parts, out, results, splits);
         }
@@ -648,6 +663,14 @@ pub(super) fn join(kind: Reduction, parts: u64, out: u64, results: usize, splits
         .count(results)
         .count(splits)
         .count(1)
+}
+
+/// What is reduced.
+enum Reduced {
+    /// The elements at an address.
+    At(u64),
+    /// What a program gives.
+    Computed(Box<Steps>),
 }
 
 /// The axes that stay and those that are reduced, with the numbers of their elements.

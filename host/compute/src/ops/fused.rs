@@ -1,8 +1,9 @@
-//! Element-wise programs: several element-wise operators as one that passes through memory once.
-//! Plans are made of them, builders are not.
+//! Element-wise programs: several element-wise operators as one that passes through memory once, or
+//! within the reduction of what they give. Plans are made of them, builders are not.
 
 use super::Op;
 use super::elementwise::{Binary, Comparison, Logic, Unary};
+use super::reduce::Reduction;
 use crate::dtype::DType;
 use crate::graph::{Graph, Node};
 use crate::shape::{Dim, Shape};
@@ -57,6 +58,26 @@ pub(crate) struct Program {
     /// Of the node's operands, in order: float32, boolean or uint8.
     pub(crate) sources: Vec<Source>,
     pub(crate) instructions: Vec<Instruction>,
+}
+
+/// A reduction of what a program computes, of which no element is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Reduced {
+    /// It gives float32.
+    pub(crate) program: Program,
+    /// Of the program's result.
+    pub(crate) shape: Shape,
+    pub(crate) kind: Reduction,
+    pub(crate) axes: Vec<usize>,
+    pub(crate) keep: bool,
+}
+
+impl Reduced {
+    /// What it does, in a line.
+    pub(crate) fn describe(&self) -> String {
+        let (kind, axes, program) = (self.kind, &self.axes, self.program.describe());
+        format!("{kind:?} over {axes:?} of {}: {program}", self.shape)
+    }
 }
 
 /// The instruction that an operator is, the operator's operands being its own; none where it is not

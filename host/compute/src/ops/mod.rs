@@ -155,6 +155,8 @@ pub(crate) enum Op {
     Select,
     /// The operators of a program as one.
     Fused(fused::Program),
+    /// What a program computes, reduced.
+    FusedReduce(fused::Reduced),
     Cast,
     /// x divided by a product of sizes, which may hold the batch.
     DivideBy(crate::shape::Dim),
@@ -306,6 +308,7 @@ impl Op {
             Self::Leaf(Leaf::Variable(v)) => format!("{:?} {}", v.role, v.name).to_lowercase(),
             Self::Leaf(Leaf::Constant(bytes)) => format!("constant of {} bytes", bytes.len()),
             Self::Fused(program) => program.describe(),
+            Self::FusedReduce(reduced) => reduced.describe(),
             other => format!("{other:?}"),
         }
     }

@@ -1,5 +1,5 @@
-//! Epilogues: element-wise programs that a product or a convolution applies to each part of its
-//! result as it is finished, while that is in the cache.
+//! Epilogues: element-wise programs that a product, a convolution or a reduction applies to each part
+//! of its result as it is finished, while that is in the cache.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use super::in_place::root;
 use crate::graph::{Graph, Value};
 use crate::ops::Op;
 
-/// By the product or convolution, the step that is its epilogue. `steps` are a plan's in order;
+/// By the product, convolution or reduction, the step that is its epilogue. `steps` are a plan's in order;
 /// `taken` tells in whose memory a step's result is made, where it is in that of an operand, which
 /// nothing else reads then.
 pub(crate) fn epilogues(
@@ -28,7 +28,10 @@ pub(crate) fn epilogues(
             continue;
         };
         let node = graph.node(step);
-        let makes_parts = matches!(graph.node(product).op, Op::Conv2d(_) | Op::Matmul { .. });
+        let makes_parts = matches!(
+            graph.node(product).op,
+            Op::Conv2d(_) | Op::Matmul { .. } | Op::Reduce { .. } | Op::FusedReduce(_)
+        );
         // A normalisation's gradient is no program.
         let is_program = node.op != Op::BatchNormTrainGradient;
         let uses = node.inputs.iter().filter(|&&x| root(graph, x) == product);

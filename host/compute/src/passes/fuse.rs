@@ -1,5 +1,5 @@
 //! Fusion: chains and small graphs of element-wise operators become programs, each of which passes
-//! through memory once.
+//! through memory once, or parts of the reduction that alone reads what they give.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -9,7 +9,7 @@ use crate::graph::{Graph, Leaf, Node, Value};
 use crate::ops::Op;
 use crate::ops::elementwise::{Binary, Unary};
 use crate::ops::fused::{
-    Function, Instruction, MAX_INSTRUCTIONS, MAX_SOURCES, Program, Source, function,
+    Function, Instruction, MAX_INSTRUCTIONS, MAX_SOURCES, Program, Reduced, Source, function,
 };
 use crate::shape::{Dim, Shape};
 
@@ -66,9 +66,10 @@ impl<'a> Fusion<'a> {
         }
     }
 
-    /// The nodes that one program computes, whose last one is `root`.
+    /// The nodes that one program computes, whose last one is `root`, or its operand where that is a
+    /// reduction.
     fn group(&self, root: usize) -> BTreeSet<usize> {
-        let mut group = BTreeSet::from([root]);
+        let mut group = BTreeSet::from_iter((!self.reduces(root)).then_some(root));
         let mut candidates: BTreeSet<usize> = self.operands(root).collect();
         // The latest first, so that what uses a candidate is decided before it.
         while let Some(candidate) = candidates.pop_last() {
@@ -87,15 +88,22 @@ impl<'a> Fusion<'a> {
         group
     }
 
+    fn reduces(&self, node: usize) -> bool {
+        matches!(self.graph.nodes[node].op, Op::Reduce { .. })
+    }
+
     fn operands(&self, node: usize) -> impl Iterator<Item = usize> {
         self.graph.nodes[node].inputs.iter().map(|x| x.index())
     }
 
     fn joins(&self, candidate: usize, root: usize, group: &BTreeSet<usize>) -> bool {
-        let (node, last) = (&self.graph.nodes[candidate], &self.graph.nodes[root]);
+        let (node, mut last) = (&self.graph.nodes[candidate], &self.graph.nodes[root]);
+        if self.reduces(root) {
+            last = self.graph.node(last.inputs[0]);
+        }
         let all_inside = self.users[candidate]
             .iter()
-            .all(|user| group.contains(user));
+            .all(|user| *user == root || group.contains(user));
         self.parts[candidate].is_some()
             && node.shape == last.shape
             && all_inside
@@ -208,12 +216,14 @@ pub(crate) fn fuse(graph: Graph) -> Graph {
     let mut claimed = vec![false; graph.nodes.len()];
     let mut programs: HashMap<usize, (Program, Vec<From>)> = HashMap::new();
     for root in (0..graph.nodes.len()).rev() {
-        let may_end = matches!(fusion.parts[root], Some(Part::Function(_) | Part::Norm));
+        let (reduces, part) = (fusion.reduces(root), &fusion.parts[root]);
+        let may_end = reduces || matches!(part, Some(Part::Function(_) | Part::Norm));
         if claimed[root] || !may_end {
             continue;
         }
         let group = fusion.group(root);
-        if group.len() > 1 {
+        // Within a reduction, an operator is enough, unless it only repeats elements.
+        if group.len() > 1 || reduces && fusion.length(&group) > 0 {
             group.iter().for_each(|&i| claimed[i] = true);
             programs.insert(root, fusion.program(&group));
         }
@@ -228,6 +238,7 @@ pub(crate) fn fuse(graph: Graph) -> Graph {
     let mut moved: Vec<Value> = Vec::with_capacity(graph.nodes.len());
     let mut made: HashMap<Value, Value> = HashMap::new();
     rewrite(graph, |new, mut node| {
+        let operand = node.inputs.first().map(|x| new.node(*x).shape.clone());
         if let Some((program, from)) = programs.remove(&moved.len()) {
             let read = from.iter().map(|from| match from {
                 From::Value(value) => moved[value.index()],
@@ -237,7 +248,16 @@ pub(crate) fn fuse(graph: Graph) -> Graph {
                 }),
             });
             node.inputs = read.collect();
-            node.op = Op::Fused(program);
+            node.op = match (node.op, operand) {
+                (Op::Reduce { kind, axes, keep }, Some(shape)) => Op::FusedReduce(Reduced {
+                    program,
+                    shape,
+                    kind,
+                    axes,
+                    keep,
+                }),
+                _ => Op::Fused(program),
+            };
         }
         let value = new.push(node);
         moved.push(value);
@@ -321,6 +341,40 @@ mod tests {
             vec![b.select(positive, root, zero).unwrap()]
         });
         assert_eq!(ops.len(), 1, "{ops:?}");
+    }
+
+    #[test]
+    fn a_chain_that_only_a_reduction_reads_is_a_part_of_it() {
+        let ops = fused(|b, x| {
+            let y = b.exp(x).unwrap();
+            let y = b.mul(y, x).unwrap();
+            vec![b.sum(y, &[2], false).unwrap()]
+        });
+        assert_eq!(
+            ops,
+            ["Sum over [2] of [batch, 3, 4]: fused [batch, 3, 4]: r1 = Unary(Exp) r0; \
+              r2 = Binary(Mul) r1 r0"]
+        );
+        // One operator is enough; elements that are only repeated are none, and what is read twice or
+        // shown is kept.
+        let ops = fused(|b, x| {
+            let y = b.exp(x).unwrap();
+            let row = b.input("row", DType::F32, &[Dim::Fixed(4)]).unwrap();
+            let wide = [Dim::Batch(1), Dim::Fixed(3), Dim::Fixed(4)];
+            let repeated = b.expand(row, &wide).unwrap();
+            let (z, shown) = (b.sin(x).unwrap(), b.cos(x).unwrap());
+            vec![
+                b.amax(y, &[], false).unwrap(),
+                b.sum(repeated, &[1], false).unwrap(),
+                b.sum(z, &[1], false).unwrap(),
+                b.sum(z, &[2], false).unwrap(),
+                b.sum(shown, &[1], false).unwrap(),
+                shown,
+            ]
+        });
+        let reductions = ops.iter().filter(|op| op.contains(" over ["));
+        assert_eq!(reductions.count(), 1, "{ops:?}");
+        assert_eq!(ops.len(), 8, "{ops:?}");
     }
 
     #[test]

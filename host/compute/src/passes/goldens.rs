@@ -84,7 +84,7 @@ fn block(b: &mut Builder, train: bool) -> Result<(), Error> {
 
 type Build = fn(&mut Builder) -> Result<(), Error>;
 
-const GRAPHS: [(&str, Build); 8] = [
+const GRAPHS: [(&str, Build); 9] = [
     ("dead-code", |b| {
         let x = image(b, 1)?;
         b.exp(x)?;
@@ -129,6 +129,14 @@ const GRAPHS: [(&str, Build); 8] = [
         let zero = b.scalar(0.0)?;
         let positive = b.greater(x, zero)?;
         let y = b.select(positive, y, zero)?;
+        b.output("y", y)
+    }),
+    ("reduction", |b| {
+        let x = image(b, 4)?;
+        let y = b.affine(x, 0.5, 1.0)?;
+        let square = b.mul(y, y)?;
+        let mean = b.mean(square, &[2, 3], false)?;
+        let y = b.sqrt(mean)?;
         b.output("y", y)
     }),
     ("resnet-block-trained", |b| block(b, true)),

@@ -171,7 +171,8 @@ fn exact(graph: &Graph) -> Vec<bool> {
     let mut of_loss = vec![false; graph.nodes.len()];
     for i in (0..graph.nodes.len()).rev() {
         let node = &graph.nodes[i];
-        let is_loss = matches!(node.op, Op::Reduce { .. }) && node.shape.rank() == 0;
+        let reduces = matches!(node.op, Op::Reduce { .. } | Op::FusedReduce(_));
+        let is_loss = reduces && node.shape.rank() == 0;
         let whole = is_loss || (of_loss[i] && element_wise(&node.op));
         let inputs = match &node.op {
             Op::CrossEntropy { .. } | Op::CrossEntropyGradient { .. } => &node.inputs[..1],
@@ -214,6 +215,7 @@ fn element_wise(op: &Op) -> bool {
             | Op::Reshape
             | Op::Gather { .. }
             | Op::Reduce { .. }
+            | Op::FusedReduce(_)
             | Op::Softmax { log: true, .. }
     )
 }

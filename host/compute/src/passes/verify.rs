@@ -1,7 +1,7 @@
 //! What holds of every graph between two passes.
 
 use crate::graph::{Graph, Leaf, Node, Value};
-use crate::ops::fused::Source;
+use crate::ops::fused::{Program, Source};
 use crate::ops::{Op, Typed, conv, matmul, reduce};
 use crate::shape::Shape;
 
@@ -25,12 +25,12 @@ fn typed(graph: &Graph, node: &Node) -> Option<Result<Typed, String>> {
             own(shape)
         }
         Op::Fused(program) => {
-            let fits =
-                |source: &Source| node.shape.broadcast(&source.shape).as_ref() == Some(&node.shape);
-            match program.sources.iter().all(fits) {
-                true => own(node.shape.clone()),
-                false => Some(Err("a source does not broadcast".to_owned())),
-            }
+            Some(computed(program, &node.shape).map(|shape| (node.dtype, shape)))
+        }
+        Op::FusedReduce(reduced) => {
+            let shape = computed(&reduced.program, &reduced.shape);
+            let result = |shape| reduce::reduced(&shape, &reduced.axes, reduced.keep);
+            Some(shape.map(|shape| (node.dtype, result(shape))))
         }
         Op::Reshape => {
             let elements = [1, 2].map(|batch| {
@@ -58,6 +58,15 @@ fn typed(graph: &Graph, node: &Node) -> Option<Result<Typed, String>> {
             Some(matmul::matmul(operand(0), operand(1), transposed).map_err(refuse))
         }
         _ => None,
+    }
+}
+
+/// The shape that a program is to give, where its sources are broadcast to it.
+fn computed(program: &Program, shape: &Shape) -> Result<Shape, String> {
+    let fits = |source: &Source| shape.broadcast(&source.shape).as_ref() == Some(shape);
+    match program.sources.iter().all(fits) {
+        true => Ok(shape.clone()),
+        false => Err("a source does not broadcast".to_owned()),
     }
 }
 
@@ -114,6 +123,7 @@ mod tests {
     use super::*;
     use crate::builder::Builder;
     use crate::dtype::DType;
+    use crate::ops::fused::Reduced;
     use crate::shape::Dim;
 
     #[test]
@@ -134,6 +144,34 @@ mod tests {
         for change in wrong {
             let mut bad = good.clone();
             change(&mut bad);
+            assert!(verify(&good, &bad).is_err(), "{}", bad.describe());
+        }
+    }
+
+    #[test]
+    fn a_reduction_with_a_program_that_is_wrong_is_told() {
+        let mut b = Builder::new();
+        let x = b
+            .input("x", DType::F32, &[Dim::Batch(1), Dim::Fixed(4)])
+            .unwrap();
+        let y = b.exp(x).unwrap();
+        let z = b.sum(y, &[1], false).unwrap();
+        b.output("z", z).unwrap();
+        let good = crate::passes::optimize(&b.graph());
+        assert_eq!(verify(&good, &good), Ok(()));
+        let wrong: [fn(&mut Reduced); 4] = [
+            |reduced| reduced.axes = vec![0],
+            |reduced| reduced.keep = true,
+            |reduced| reduced.shape = Shape::fixed(&[3, 4]),
+            |reduced| reduced.program.sources[0].shape = Shape::fixed(&[5]),
+        ];
+        for change in wrong {
+            let mut bad = good.clone();
+            let reduced = bad.nodes.iter_mut().find_map(|node| match &mut node.op {
+                Op::FusedReduce(reduced) => Some(reduced),
+                _ => None,
+            });
+            change(reduced.unwrap());
             assert!(verify(&good, &bad).is_err(), "{}", bad.describe());
         }
     }

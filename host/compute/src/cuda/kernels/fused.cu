@@ -1,6 +1,8 @@
-// Element-wise programs: several element-wise operators in one pass through memory. Every thread
-// interprets the program, which all threads read at the same place at once.
+// Element-wise programs: several element-wise operators in one pass through memory, or within the
+// reduction of what they give. Every thread interprets the program, which all threads read at the same
+// place at once.
 #include "elementwise.cuh"
+#include "reduce.cuh"
 
 #define MAX_SOURCES 8
 #define MAX_INSTRUCTIONS 16
@@ -60,23 +62,72 @@ __device__ inline float perform(const Instruction& step, float x, float y, float
     }
 }
 
-KERNEL fused(Program program, void* out, Index n) {
+// The element of a program's result that has number `i`.
+__device__ inline float compute(const Program& program, Index i) {
     float registers[MAX_SOURCES + MAX_INSTRUCTIONS];
+    for (Index k = 0; k < program.sources; k++) {
+        registers[k] = load(program.source[k], i);
+    }
+    float result = 0.0f;
+    for (Index k = 0; k < program.instructions; k++) {
+        const Instruction& step = program.instruction[k];
+        result = perform(step, registers[step.operands[0]], registers[step.operands[1]],
+                         registers[step.operands[2]]);
+        registers[program.sources + k] = result;
+    }
+    return result;
+}
+
+KERNEL fused(Program program, void* out, Index n) {
     for (Index i = first_index(); i < n; i += index_step()) {
-        for (Index k = 0; k < program.sources; k++) {
-            registers[k] = load(program.source[k], i);
-        }
-        float result = 0.0f;
-        for (Index k = 0; k < program.instructions; k++) {
-            const Instruction& step = program.instruction[k];
-            result = perform(step, registers[step.operands[0]], registers[step.operands[1]],
-                             registers[step.operands[2]]);
-            registers[program.sources + k] = result;
-        }
+        float result = compute(program, i);
         if (program.truth) {
             ((unsigned char*)out)[i] = result != 0.0f;
         } else {
             ((float*)out)[i] = result;
         }
+    }
+}
+
+__device__ inline double join(int kind, double a, double b) {
+    switch (kind) {
+        case SUM: return a + b;
+        // NaN wins.
+        case MAX: return a > b || a != a ? a : b;
+        default: return a < b || a != a ? a : b;
+    }
+}
+
+// The reduction of a program's result, which is not stored; `kept` and `reduced` are as it would lie.
+// A block reduces `columns` results, 1 or 32, each by BLOCK / columns threads.
+KERNEL fused_reduce(Program program, int kind, float* out, Strided kept, Strided reduced,
+                    Index results, Index count, Index splits, Index columns) {
+    __shared__ double shared[BLOCK];
+    Index column = threadIdx.x % columns, line = threadIdx.x / columns, lines = BLOCK / columns;
+    Index first = blockIdx.y * share(count, splits);
+    Index last = first + share(count, splits);
+    last = last < count ? last : count;
+    for (Index start = blockIdx.x * columns; start < results; start += gridDim.x * columns) {
+        Index result = start + column;
+        double total = kind == SUM ? 0.0 : kind == MAX ? -INFINITY : INFINITY;
+        if (result < results) {
+            Index from = offset_of(kept, result);
+            for (Index i = first + line; i < last; i += lines) {
+                total = join(kind, total, compute(program, from + offset_of(reduced, i)));
+            }
+        }
+        shared[threadIdx.x] = total;
+        __syncthreads();
+        for (Index half = lines / 2; half > 0; half /= 2) {
+            if (line < half) {
+                shared[threadIdx.x] = join(kind, shared[threadIdx.x],
+                                           shared[threadIdx.x + half * columns]);
+            }
+            __syncthreads();
+        }
+        if (line == 0 && result < results) {
+            out[blockIdx.y * results + result] = float(shared[threadIdx.x]);
+        }
+        __syncthreads();
     }
 }

@@ -1,13 +1,5 @@
-// Reductions. Which thread joins which element depends on the shape alone, and partial results are
-// joined in a fixed order, so that a result is the same in every run.
-//
-// `splits` divides the reduced elements among blocks where there are few results: split s of result
-// r goes to out[s·results + r], and a second pass joins the splits.
-#include "device.cuh"
-
-enum Reduction { SUM, MAX, MIN };
-
-__device__ inline Index share(Index count, Index splits) { return (count + splits - 1) / splits; }
+// Reductions.
+#include "reduce.cuh"
 
 template <class Join>
 __device__ inline void reduce_block(const float* x, float* out, const Strided& kept,
