@@ -195,7 +195,7 @@ impl Model {
         let y = self.b.permute(y, &[0, 2, 3, 1, 4])?;
         let mut parts = Vec::new();
         for i in 0..3 {
-            let most = u64::MAX;
+            let most = u64::from(u32::MAX);
             let (starts, ends) = ([0, i, 0, 0, 0], [most, i + 1, most, most, most]);
             let part = self.b.slice(y, &starts, &ends, &[1; 5])?;
             let sizes = [12, TOKENS, 64].map(|size| Target::Size(Dim::Fixed(size)));

@@ -1,22 +1,25 @@
 //! Matrix products: operands packed in blocks that fit the caches, multiplied by `tile`. The order in
 //! which an element's terms are added depends on the shapes and the vectors alone.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::thread::LocalKey;
 
 use super::chunks::{Workers, vectorized};
 use super::tile::{self, Packed, Rows};
 
-/// Terms of a product that are added before its result is written: a strip of so many rows stays in
-/// the first cache.
+/// Terms of a product that are added before its result is written, at most: a strip of so many rows
+/// stays in the first cache.
 const DEPTH: usize = 256;
 /// Elements of the left operand that are packed at a time: with the right operand's strips they stay
 /// in the third cache.
 const PACKED: usize = 1 << 20;
-/// Rows of the left operand that are packed at a time, at most.
-const ROWS: usize = 1024;
+/// Rows of the left operand that are packed at a time, at most; for each such group of rows the right
+/// operand is packed again.
+const ROWS: usize = 2048;
 /// Rows that are multiplied by a block of strips before the next: both stay in the second cache.
-const BLOCK_ROWS: usize = 192;
+const BLOCK_ROWS: usize = 144;
 /// Columns of a thread's block, at least and at most.
 const BLOCK_COLUMNS: (usize, usize) = (96, 256);
 /// Blocks that a product is divided into where its sizes allow it.
@@ -27,6 +30,8 @@ const SMALL: usize = 1 << 17;
 const SKINNY: usize = 16;
 /// Elements of an operand that is read once, of a thread's part.
 const PART: usize = 1 << 15;
+/// Elements of the left operand that a thread packs at a time.
+const PIECE: usize = 1 << 16;
 
 /// A row-major matrix of `rows` × `columns`, or the transpose of one.
 #[derive(Clone, Copy)]
@@ -218,15 +223,17 @@ fn packed(
 ) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     let (panel, strip) = tile::shape();
-    let most_rows = ROWS / panel * panel;
-    let most_depth = PACKED / most_rows.min(m.next_multiple_of(panel)) / DEPTH * DEPTH;
+    // Groups of rows and pieces of terms of about the same size.
+    let most_rows = m.div_ceil(m.div_ceil(ROWS)).next_multiple_of(panel);
+    let steps = k.div_ceil(DEPTH).max(1);
+    let step_depth = k.div_ceil(steps).next_multiple_of(8).max(8);
+    let most_depth = (PACKED / most_rows / step_depth).max(1) * step_depth;
     let column_part = n
         .div_ceil(BLOCKS)
         .clamp(BLOCK_COLUMNS.0, BLOCK_COLUMNS.1)
         .next_multiple_of(strip);
     let block_rows = BLOCK_ROWS / panel * panel;
-    let room = most_rows.min(m.next_multiple_of(panel)) * most_depth.min(k);
-    let mut panels = vec![0.0; room];
+    let mut panels = take_room(&PANELS, most_rows * most_depth.min(k));
     for (row, out) in (0..m).step_by(most_rows).zip(out.chunks_mut(most_rows * n)) {
         let rows = out.len() / n;
         let parts = (BLOCKS / 2).div_ceil(n.div_ceil(column_part));
@@ -235,7 +242,7 @@ fn packed(
             let depth = most_depth.min(k - from);
             let a = Source::new(a, row, from);
             let used = &mut panels[..rows.next_multiple_of(panel) * depth];
-            let size = (PART / (panel * depth)).max(1) * panel;
+            let size = (PIECE / (panel * depth)).max(1) * panel;
             workers.chunks(used, size * depth, |i, panels| {
                 let first = i * size;
                 a.part(first)
@@ -245,20 +252,20 @@ fn packed(
             workers.each(blocks(out, n, (row_part, column_part)), |mut block| {
                 let columns = block.columns.len();
                 let wide = columns.next_multiple_of(strip);
-                let mut strips = vec![0.0; wide * DEPTH.min(depth)];
-                for step in (0..depth).step_by(DEPTH) {
-                    if workers.cancelled() {
-                        return;
-                    }
-                    let terms = DEPTH.min(depth - step);
+                let mut strips = take_room(&STRIPS, wide * step_depth.min(depth));
+                for step in (0..depth).step_by(step_depth) {
+                    let terms = step_depth.min(depth - step);
                     let b = Source::new(b.transposed(), block.columns.start, from + step);
                     b.pack(strip, (columns, terms), &mut strips);
                     let strips = Packed {
-                        data: &strips,
+                        data: &strips[..],
                         stride: strip * terms,
                     };
                     let (start, count) = (block.rows.start, block.rows.len());
                     for first in (0..count).step_by(block_rows) {
+                        if workers.cancelled() {
+                            break;
+                        }
                         let last = count.min(first + block_rows);
                         let mut part = block.part(first..last);
                         let panels = Packed {
@@ -273,9 +280,26 @@ fn packed(
                         }
                     }
                 }
+                STRIPS.set(strips);
             });
         }
     }
+    PANELS.set(panels);
+}
+
+thread_local! {
+    /// Memory for packed operands, kept for the next product.
+    static PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static STRIPS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Memory of at least so many elements, whatever is in it.
+fn take_room(kept: &'static LocalKey<Cell<Vec<f32>>>, count: usize) -> Vec<f32> {
+    let mut room = kept.take();
+    if room.len() < count {
+        room = vec![0.0; count];
+    }
+    room
 }
 
 /// Lines of an operand, each of a row of the left or a column of the right one, from a first line and
@@ -597,7 +621,7 @@ mod tests {
                 cancel.store(true, std::sync::atomic::Ordering::Relaxed);
             },
         );
-        // What one block has left after the first piece, of 16 columns of blocks and 4 of rows.
+        // What a part of a block has left after the first piece.
         let all = 4096 * 16;
         assert!((1..=all / 64).contains(&pieces.into_inner().unwrap()));
     }

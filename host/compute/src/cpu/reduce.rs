@@ -176,14 +176,22 @@ impl<'a, F: Fn(f64, f64) -> f64 + Sync> Fold<'a, F> {
                 let from = base + at;
                 // Either neighbours are of neighbouring results, or they are of one.
                 if kept_stride == 1 {
-                    let until = if stride == length { from + run * stride } else { 0 };
+                    let until = if stride == length {
+                        from + run * stride
+                    } else {
+                        0
+                    };
                     for step in 0..run {
                         let row = (from + step * stride, length);
                         self.join(totals, self.x.row(row, until, &mut window));
                     }
                     return;
                 }
-                let until = if kept_stride == run { from + length * run } else { 0 };
+                let until = if kept_stride == run {
+                    from + length * run
+                } else {
+                    0
+                };
                 for (step, total) in totals.iter_mut().enumerate() {
                     let from = from + step * kept_stride;
                     let mut lanes = [self.start; 8];
@@ -409,7 +417,9 @@ mod tests {
         let finished = Mutex::new(vec![0; results]);
         reduce(workers, kind, x, (shape, axes), &mut out, &|first, part| {
             let mut finished = finished.lock().unwrap();
-            finished[first..][..part.len()].iter_mut().for_each(|n| *n += 1);
+            finished[first..][..part.len()]
+                .iter_mut()
+                .for_each(|n| *n += 1);
         });
         (out, finished.into_inner().unwrap())
     }
@@ -461,7 +471,9 @@ mod tests {
                         let inner: usize = shape[axis + 1..].iter().product();
                         i / inner % shape[axis]
                     };
-                    let at = kept.iter().fold(0, |at, &axis| at * shape[axis] + index(axis));
+                    let at = kept
+                        .iter()
+                        .fold(0, |at, &axis| at * shape[axis] + index(axis));
                     expected[at] = match kind {
                         Reduction::Sum => expected[at] + f64::from(x),
                         Reduction::Max => expected[at].max(f64::from(x)),

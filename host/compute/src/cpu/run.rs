@@ -110,12 +110,7 @@ impl<'a> Operands<'a> {
     }
 
     /// A program on a node's operands, that gives a result of `shape`.
-    fn machine<'b>(
-        &self,
-        node: &Node,
-        program: &'b Program,
-        shape: &[usize],
-    ) -> fused::Machine<'b>
+    fn machine<'b>(&self, node: &Node, program: &'b Program, shape: &[usize]) -> fused::Machine<'b>
     where
         'a: 'b,
     {
@@ -506,7 +501,14 @@ fn float_kernel(
         Op::FusedReduce(reduced) => {
             let shape = reduced.shape.at(operands.batch);
             let x = Operand::Computed(operands.machine(node, &reduced.program, &shape));
-            reduce::reduce(workers, reduced.kind, &x, (&shape, &reduced.axes), out, finish);
+            reduce::reduce(
+                workers,
+                reduced.kind,
+                &x,
+                (&shape, &reduced.axes),
+                out,
+                finish,
+            );
         }
         Op::ExtremeGradient => {
             reduce::extreme_gradient(workers, get(0), &own, get(1), get(2), &shape(1), out);

@@ -177,6 +177,11 @@ impl<R: Rows + ?Sized> Kernel for Outer<'_, R> {
                 let a = &self.a.data[panel * self.a.stride..][..depth * M];
                 let a = a.as_chunks::<M>().0;
                 let row = panel * M;
+                if self.accumulate {
+                    // They are added to when the product is there.
+                    (row..rows.min(row + M))
+                        .for_each(|row| prefetch(&self.out.row(row)[column..end]));
+                }
                 let mut place = Place {
                     out: &mut *self.out,
                     rows: row..rows.min(row + M),
@@ -194,6 +199,22 @@ impl<R: Rows + ?Sized> Kernel for Outer<'_, R> {
             }
         }
     }
+}
+
+/// Asks for a row's elements, up to a strip of them, to be brought into the first cache.
+#[inline(always)]
+fn prefetch(row: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in row.chunks(16) {
+        // SAFETY: every x86-64 processor has the instruction, which reads nothing that the program sees.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                line.as_ptr().cast(),
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
 }
 
 /// The product of the first R rows of a panel with the first C vectors of a strip.

@@ -93,13 +93,7 @@ fn step(instruction: &Instruction, batch: usize) -> Step {
 
 impl Lowering<'_> {
     /// A program whose result has the sizes `own`; `x` are the node's inputs' addresses.
-    pub(super) fn steps(
-        &self,
-        node: &Node,
-        program: &Program,
-        x: &[u64],
-        own: &[usize],
-    ) -> Steps {
+    pub(super) fn steps(&self, node: &Node, program: &Program, x: &[u64], own: &[usize]) -> Steps {
         let n: usize = own.iter().product();
         let mut steps = Steps::zeroed();
         steps.sources = program.sources.len() as u32;

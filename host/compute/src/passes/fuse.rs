@@ -352,8 +352,10 @@ mod tests {
         });
         assert_eq!(
             ops,
-            ["Sum over [2] of [batch, 3, 4]: fused [batch, 3, 4]: r1 = Unary(Exp) r0; \
-              r2 = Binary(Mul) r1 r0"]
+            [
+                "Sum over [2] of [batch, 3, 4]: fused [batch, 3, 4]: r1 = Unary(Exp) r0; \
+              r2 = Binary(Mul) r1 r0"
+            ]
         );
         // One operator is enough; elements that are only repeated are none, and what is read twice or
         // shown is kept.

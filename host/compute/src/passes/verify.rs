@@ -24,9 +24,7 @@ fn typed(graph: &Graph, node: &Node) -> Option<Result<Typed, String>> {
             }
             own(shape)
         }
-        Op::Fused(program) => {
-            Some(computed(program, &node.shape).map(|shape| (node.dtype, shape)))
-        }
+        Op::Fused(program) => Some(computed(program, &node.shape).map(|shape| (node.dtype, shape))),
         Op::FusedReduce(reduced) => {
             let shape = computed(&reduced.program, &reduced.shape);
             let result = |shape| reduce::reduced(&shape, &reduced.axes, reduced.keep);
