@@ -191,6 +191,17 @@ fn top_shows_gpus_and_tasks_follows_its_terminal_and_gives_it_back() {
     terminal.keys.write_all(b"q").unwrap();
     assert_eq!(terminal.ended(), Some(0));
 
+    // A terminal that goes away takes the view with it.
+    let mut terminal = Terminal::top(&home);
+    terminal.shows(&["watched"]);
+    let process = PathBuf::from("/proc").join(terminal.fact(1));
+    terminal.child.kill().unwrap();
+    let start = Instant::now();
+    while process.join("exe").read_link().is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(30), "it still runs");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
     // A server that ends meanwhile is told; a signal ends the view as a key does.
     let terminal = Terminal::top(&home);
     terminal.shows(&["watched"]);

@@ -85,6 +85,9 @@ async fn note_signals(ended: Arc<AtomicBool>) {
         _ = hangup.recv() => {}
     }
     ended.store(true, Ordering::Relaxed);
+    // Whoever waits for a key of a terminal that is gone waits for ever, and there is nothing to give back.
+    tokio::time::sleep(5 * TICK).await;
+    std::process::exit(1);
 }
 
 /// Draws what there is to see until somebody quits.
