@@ -458,8 +458,9 @@ impl Drop for Lease {
         let Grant { place, lease, .. } = self.grant;
         self.allocator.change(|core| {
             core.scheduler.end(place, lease);
+            // Of one that nobody was given nothing was taken.
             if !self.watched {
-                core.scheduler.ledger.write_off(place, lease);
+                core.scheduler.forget(place, lease);
             }
         });
     }
@@ -500,7 +501,7 @@ impl Returning {
     pub fn forget(&self) {
         let (place, lease) = (self.place, self.lease);
         self.allocator
-            .change(|core| core.scheduler.ledger.forget(place, lease));
+            .change(|core| core.scheduler.forget(place, lease));
     }
 }
 
@@ -639,11 +640,20 @@ mod tests {
                 assert_eq!(figures(), (0, 0, 8, 12));
             } else {
                 drop(lease);
-                assert_eq!(figures(), (0, 0, 10, 14));
+                // What was taken all the same is seen by the next measurement.
+                assert_eq!(figures(), (0, 0, 0, 4));
             }
             measure(4);
             assert_eq!(figures(), (0, 0, 0, 4));
         }
+        // A grant that is never fetched holds up nobody, nor does one whose end cannot be seen.
+        drop(allocator.submit(training(20, 1)).unwrap());
+        let lease = wait(allocator.submit(training(20, 2)).unwrap()).unwrap();
+        let next = allocator.submit(training(20, 3)).unwrap();
+        let returning = lease.release();
+        assert!(next.reason().is_some());
+        returning.forget();
+        assert_eq!(next.reason(), None);
     }
 
     #[test]

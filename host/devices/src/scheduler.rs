@@ -157,6 +157,12 @@ impl Scheduler {
         self.decide(free, Vec::new());
     }
 
+    /// Takes for free what an ended lease gave back.
+    pub(crate) fn forget(&mut self, place: usize, lease: u64) {
+        self.ledger.forget(place, lease);
+        self.decide(vec![place], Vec::new());
+    }
+
     /// Takes the memory in use on a device, in bytes, measured because an ended lease is to be seen to
     /// give its own back. Gives what is still to come.
     pub(crate) fn returned(&mut self, place: usize, lease: u64, used_bytes: Option<u64>) -> u64 {
