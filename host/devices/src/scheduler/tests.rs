@@ -884,8 +884,10 @@ proptest! {
             }
             schedule.check()?;
         }
+        schedule.s.set_pools(vec![("pool".parse().unwrap(), Pool::default())]);
+        // Limits that fall later do not bind what is granted by that.
+        schedule.check()?;
         let Schedule { s, .. } = &mut schedule;
-        s.set_pools(vec![("pool".parse().unwrap(), Pool::default())]);
         for selector in ["cuda", "cpu"] {
             let _no_gpu = s.set_limits(&selector.parse().unwrap(), limits(Some(2), Some(2)));
         }
