@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::{
-    Allocator, DeviceEntry, DeviceId, Gpu, InvalidPool, Limits, Measurement, Monitor,
-    PartialLimits, Policy, Pool, Refusal, Selector, Snapshot, State, Usage,
+    Allocator, DeviceEntry, DeviceId, Gpu, History, InvalidPool, Limits, Measurement, Monitor,
+    News, PartialLimits, Point, Policy, Pool, Refusal, Selector, Snapshot, State, Usage,
 };
 
 pub use self::watch::Shown;
@@ -45,6 +45,7 @@ pub struct Machine {
     /// What the operator set.
     settings: Arc<Mutex<Settings>>,
     watch: Arc<Watch>,
+    history: Arc<Mutex<History>>,
 }
 
 /// A change of the settings; what is none or empty stays.
@@ -234,13 +235,24 @@ impl Machine {
             Box::new(depth),
         );
         let watching = Arc::clone(&watch);
-        monitor.listen(move |news| watching.hear(news));
+        let history = Arc::new(Mutex::new(History::new(period)));
+        let recording = Arc::clone(&history);
+        monitor.listen(move |news| {
+            if let News::Sample(snapshot) = news {
+                let history = recording.lock();
+                history
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .record(snapshot);
+            }
+            watching.hear(news);
+        });
         Ok(Self {
             monitor,
             allocator,
             period,
             settings,
             watch,
+            history,
         })
     }
 
@@ -381,10 +393,12 @@ impl Machine {
     }
 
     /// The UUIDs of all GPUs that are known. Those that do not answer come last: where a driver does
-    /// not find one in `CUDA_VISIBLE_DEVICES`, it does not see the ones behind it either.
+    /// not find one in `CUDA_VISIBLE_DEVICES`, it does not see the ones behind it either. GPUs that are
+    /// split are left out, and instances: a process that sees an instance sees no other device.
     pub fn uuids(&self) -> Vec<String> {
         let snapshot = self.monitor.snapshot();
-        let mut gpus: Vec<&Gpu> = snapshot.gpus.iter().collect();
+        let whole = |gpu: &&Gpu| gpu.unfit().is_none() && !gpu.is_instance();
+        let mut gpus: Vec<&Gpu> = snapshot.gpus.iter().filter(whole).collect();
         gpus.sort_by_key(|gpu| gpu.error.is_some());
         let uuids = gpus.into_iter().filter_map(|gpu| gpu.uuid.clone());
         uuids.collect()
@@ -393,6 +407,12 @@ impl Machine {
     /// Whether a GPU does not answer.
     pub fn fails(&self, device: DeviceId) -> bool {
         gpu(&self.monitor.snapshot(), device).is_some_and(|gpu| gpu.error.is_some())
+    }
+
+    /// What a GPU was in the last `span` before `now`, the oldest first.
+    pub fn history(&self, gpu: u32, span: Duration, now: Instant) -> Vec<Point> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.since(gpu, span, now)
     }
 
     /// The UUID of a GPU.

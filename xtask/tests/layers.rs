@@ -91,6 +91,7 @@ const CRATES: &[Crate] = &[
             ("selector", &[]),
             ("visible", &[]),
             ("nvml", &["gpu", "visible"]),
+            ("history", &["gpu"]),
             ("monitor", &["gpu", "nvml"]),
             ("health", &["gpu", "ledger"]),
             ("policy", &[]),

@@ -47,6 +47,34 @@ pub struct Gpu {
     /// What kind of failure that is.
     #[serde(skip)]
     pub failure: Option<Failure>,
+    /// The processes on it; none where it does not tell.
+    #[serde(skip)]
+    pub processes: Option<Vec<Process>>,
+}
+
+/// A process on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// The machine's number of it, which is another than in a container.
+    pub pid: u32,
+    /// `compute`, `graphics`, both joined by `+`, or `mps`, which shares a context with others.
+    pub kind: &'static str,
+    /// Memory that it holds there, in bytes.
+    pub used_bytes: Option<u64>,
+    /// Percent of the multiprocessors that it used in the last second.
+    pub sm_percent: Option<u32>,
+}
+
+/// Another GPU as one sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// The other's identity.
+    pub uuid: String,
+    /// What both are below: `internal` (one board), `single_switch`, `multiple_switches`,
+    /// `host_bridge`, `numa_node` or `system`.
+    pub level: Option<&'static str>,
+    /// Whether one reads the other's memory: `ok`, or why not.
+    pub p2p: Option<&'static str>,
 }
 
 /// Why a GPU does not answer.
@@ -113,6 +141,17 @@ impl Gpu {
         reasons.into_iter().any(|reason| heat.contains(reason))
     }
 
+    /// Why no task can ever run on it as it is set up.
+    pub fn unfit(&self) -> Option<&'static str> {
+        let split = self.facts.mig_enabled == Some(true);
+        split.then_some("it is split into MIG instances, which are devices of their own")
+    }
+
+    /// Whether it is an instance of a GPU.
+    pub fn is_instance(&self) -> bool {
+        self.facts.mig_parent_uuid.is_some()
+    }
+
     /// The same GPU when it does not answer: its identity and what hardly changes.
     pub(crate) fn silenced(&self, failure: Failure, reason: String) -> Self {
         Self {
@@ -150,6 +189,16 @@ pub struct Facts {
     pub vbios_version: Option<String>,
     /// Whether it is split into instances.
     pub mig_enabled: Option<bool>,
+    /// Of an instance the GPU's identity.
+    pub mig_parent_uuid: Option<String>,
+    /// Of an instance its number among the GPU's instances.
+    pub mig_gpu_instance: Option<u32>,
+    /// Of an instance its number among the compute instances of that GPU instance.
+    pub mig_compute_instance: Option<u32>,
+    /// NVLinks that work.
+    pub nvlink_active_links: Option<u32>,
+    /// The other GPUs.
+    pub peers: Option<Vec<Peer>>,
     /// Of the processor's memory that is closest.
     pub numa_node: Option<u32>,
     /// The window of its memory on the bus, in bytes.
@@ -225,6 +274,10 @@ pub struct Readings {
     pub pcie_gen_current: Option<u32>,
     /// Lanes.
     pub pcie_width_current: Option<u32>,
+    /// KiB/s sent over the bus in the last 20 ms.
+    pub pcie_tx_kib_per_s: Option<u32>,
+    /// KiB/s received over the bus in the last 20 ms.
+    pub pcie_rx_kib_per_s: Option<u32>,
     /// Packets sent again.
     pub pcie_replay_count: Option<u32>,
     /// Memory errors corrected since the driver was loaded.
@@ -252,6 +305,8 @@ pub struct Readings {
 pub(crate) struct Reading {
     /// The GPU; its `index` is not known yet.
     pub(crate) gpu: Gpu,
+    /// Its instances, where it is split.
+    pub(crate) instances: Vec<Gpu>,
     /// (domain, bus, device), the order of `cuda:N`; a GPU that does not tell comes last.
     pub(crate) position: (u32, u32, u32),
 }
@@ -265,6 +320,7 @@ impl Reading {
         };
         Self {
             gpu: unknown.silenced(failure, reason),
+            instances: Vec::new(),
             position: (u32::MAX, u32::MAX, nvml_index),
         }
     }

@@ -8,6 +8,7 @@
 mod allocator;
 mod gpu;
 mod health;
+mod history;
 mod ledger;
 mod memory;
 mod monitor;
@@ -21,8 +22,9 @@ mod selector;
 mod visible;
 
 pub use allocator::{Allocator, Lease, PoolUsage, Returning, Ticket, Usage};
-pub use gpu::{Failure, Gpu, Recovery, Snapshot, Source};
+pub use gpu::{Failure, Gpu, Process, Recovery, Snapshot, Source};
 pub use health::{Action, Condition, Health, LastXid, Order, Signal};
+pub use history::{HISTORY, History, Point};
 pub use ledger::{Cause, DeviceEntry, Measurement, State, Taken};
 pub use monitor::{Listing, Monitor, News};
 pub use nvml::memory_used;

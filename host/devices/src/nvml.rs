@@ -2,12 +2,16 @@
 
 mod describe;
 mod events;
+mod instances;
+mod links;
+mod running;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
 pub(crate) use self::describe::Known;
 use self::describe::describe;
+use self::instances::instances;
 use crate::gpu::{Failure, Gpu, Reading, System};
 use crate::visible::{Identity, chosen};
 
@@ -51,12 +55,13 @@ impl Session {
                 return Reading::failed(index, failure(&error), error.to_string());
             }
         };
-        let pci = device.pci_info();
+        let pci = device.pci_info().ok();
+        let position = pci.as_ref().map(|pci| (pci.domain, pci.bus, pci.device));
+        let gpu = describe(&self.nvml, &device, pci.map(|pci| pci.bus_id), known);
         Reading {
-            position: pci.map_or((u32::MAX, u32::MAX, index), |pci| {
-                (pci.domain, pci.bus, pci.device)
-            }),
-            gpu: describe(&self.nvml, &device, known),
+            instances: instances(&self.nvml, &device, &gpu),
+            gpu,
+            position: position.unwrap_or((u32::MAX, u32::MAX, index)),
         }
     }
 }
@@ -84,15 +89,19 @@ pub fn memory_used(uuid: &str) -> Result<u64, String> {
         .used)
 }
 
-/// Keeps what `CUDA_VISIBLE_DEVICES` names. The order stays that of the bus: N of `cuda:N` counts in
+/// Keeps what `CUDA_VISIBLE_DEVICES` names of GPUs, each with its instances behind it. The order stays that of the bus: N of `cuda:N` counts in
 /// it everywhere.
 pub(crate) fn filter(gpus: Vec<Gpu>, visible: &str) -> Vec<Gpu> {
-    let identity = |(number, gpu): (usize, &Gpu)| Identity {
-        gpu: number,
-        uuid: gpu.uuid.clone(),
-        instance: None,
-    };
-    let all: Vec<Identity> = gpus.iter().enumerate().map(identity).collect();
+    let mut count = 0;
+    let identities = gpus.iter().map(|gpu| {
+        count += usize::from(!gpu.is_instance());
+        Identity {
+            gpu: count.saturating_sub(1),
+            uuid: gpu.uuid.clone(),
+            instance: instances::older_name(gpu),
+        }
+    });
+    let all: Vec<Identity> = identities.collect();
     let chosen = chosen(&all, visible);
     let visible = (0..).zip(gpus).filter(|(at, _)| chosen.contains(at));
     visible.map(|(_, gpu)| gpu).collect()

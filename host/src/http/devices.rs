@@ -112,19 +112,24 @@ pub(super) async fn configure(State(host): Shared, body: Bytes) -> Result<Json<V
     })))
 }
 
+/// The device of a path.
+pub(super) fn device(name: &str) -> Result<DeviceId, Problem> {
+    let selector = name.parse::<Selector>();
+    match selector.map_err(|error| Problem::invalid("device.invalid", error))? {
+        Selector::Device(id) => Ok(id),
+        Selector::AnyGpu | Selector::Pool(_) => {
+            let detail = format!("`{name}`: name one device, `cpu` or `cuda:N`");
+            Err(Problem::invalid("device.invalid", detail))
+        }
+    }
+}
+
 async fn set_draining(
     host: &super::Host,
-    device: &str,
+    name: &str,
     draining: bool,
 ) -> Result<Json<Value>, Problem> {
-    let selector = device.parse::<Selector>();
-    let id = match selector.map_err(|error| Problem::invalid("device.invalid", error))? {
-        Selector::Device(id) => id,
-        Selector::AnyGpu | Selector::Pool(_) => {
-            let detail = format!("`{device}`: name one device, `cpu` or `cuda:N`");
-            return Err(Problem::invalid("device.invalid", detail));
-        }
-    };
+    let id = device(name)?;
     change(
         host,
         Change {

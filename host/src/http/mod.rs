@@ -1,6 +1,7 @@
 //! The HTTP API: axum's router on our own accept loop.
 
 mod devices;
+mod gpu;
 mod guard;
 mod problem;
 mod requests;
@@ -68,6 +69,7 @@ fn router(host: Arc<Host>, loopback: bool) -> Router {
         .route("/api/v1/info", get(resources::info))
         .route("/api/v2/resources", get(resources::all))
         .route("/api/v2/resources/gpu", get(resources::gpu))
+        .route("/api/v2/resources/gpu/{device}/history", get(gpu::history))
         .route("/api/v2/resources/cpu", get(resources::cpu))
         .route(
             "/api/v2/resources/config",

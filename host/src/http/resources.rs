@@ -1,15 +1,19 @@
 //! Routes about the machine and the host.
 
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::header;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use devices::{Gpu, Kind, Snapshot, Usage};
 use serde_json::{Map, Value, json};
 
 use super::Shared;
+use super::gpu::{Wanted, add_processes};
+use super::problem::Problem;
 use crate::machine::Machine;
 use crate::machine::gpus::{self, counts};
 use crate::plugins::PluginState;
@@ -61,6 +65,13 @@ fn device(machine: &Machine, gpu: &Gpu, usage: Option<&Usage>) -> Value {
     device
 }
 
+/// The machine's name in its network (proc(5)).
+fn host_id() -> Option<&'static str> {
+    static NAME: OnceLock<Option<String>> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    NAME.get_or_init(read).as_deref().map(str::trim)
+}
+
 /// What is known of the GPUs of a snapshot.
 pub(super) fn gpu_info(machine: &Machine, snapshot: &Snapshot) -> Value {
     let usage = machine.allocator.usage();
@@ -89,6 +100,10 @@ pub(super) fn gpu_info(machine: &Machine, snapshot: &Snapshot) -> Value {
         "sampled_at": sampled.map(|time| format!("{time:.3}")),
         "sample_age_ms": age.map(|age| age.as_millis() as u64),
         "sample_interval_ms": machine.period.as_millis() as u64,
+        "host_id": host_id(),
+        "cuda_driver_version": snapshot.system.cuda_version,
+        // That of `cuda:N`, whatever order the host's environment asks of drivers.
+        "cuda_device_order": "PCI_BUS_ID",
         "cuda_visible_devices": std::env::var("CUDA_VISIBLE_DEVICES").ok(),
         "cpu_fallback_enabled": machine.allocator.cpu_fallback(),
         "devices": devices,
@@ -96,9 +111,20 @@ pub(super) fn gpu_info(machine: &Machine, snapshot: &Snapshot) -> Value {
     })
 }
 
-pub(super) async fn gpu(State(host): Shared) -> impl IntoResponse {
+pub(super) async fn gpu(
+    State(host): Shared,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(wanted) =
+        wanted.map_err(|error| Problem::invalid("request.query", error.body_text()))?;
+    if wanted.processes {
+        let snapshot = host.machine.monitor.snapshot();
+        let mut info = gpu_info(&host.machine, &snapshot);
+        add_processes(&host, &snapshot, &mut info);
+        return Ok(Json(info).into_response());
+    }
     let json = [(header::CONTENT_TYPE, "application/json")];
-    (json, host.gpus.body(&host.machine))
+    Ok((json, host.gpus.body(&host.machine)).into_response())
 }
 
 pub(super) async fn all(State(host): Shared) -> Json<Value> {
@@ -205,6 +231,7 @@ pub(super) async fn root() -> Json<Value> {
             "resources": {
                 "all": "GET /api/v2/resources",
                 "gpu": "GET /api/v2/resources/gpu",
+                "history": "GET /api/v2/resources/gpu/{device}/history",
                 "cpu": "GET /api/v2/resources/cpu",
                 "config": "GET /api/v2/resources/config",
                 "configure": "POST /api/v2/resources/config",

@@ -46,8 +46,7 @@ pub fn fields(machine: &Machine, gpu: &Gpu, usage: Option<&Usage>) -> serde_json
     let added = json!({
         "device": DeviceId::Cuda(gpu.index).to_string(),
         // Workers name GPUs by UUID, so their driver's order is that of the host.
-        "cuda_ordinal": gpu.index,
-        "mig_parent_uuid": null,
+        "cuda_ordinal": gpu.unfit().is_none().then_some(gpu.index),
         "lease_reserved_bytes": usage.map(|usage| usage.reserved_bytes),
         "lease_observed_bytes": usage.map(|usage| usage.observed_bytes),
         "foreign_used_bytes": usage.map(|usage| usage.foreign_bytes),

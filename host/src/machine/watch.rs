@@ -178,20 +178,21 @@ impl Watch {
             match order {
                 Order::Fail(cause) => self.allocator.fail(id, &named(cause), false),
                 Order::FailOnly(cause) => self.allocator.fail(id, &named(cause), true),
-                Order::Test => self.test(index, uuid),
+                Order::Test => self.test(&ward.gpu),
             }
         }
     }
 
     /// Runs a self-test of a GPU on a thread of its own.
-    fn test(&self, index: u32, uuid: Option<&str>) {
+    fn test(&self, gpu: &Gpu) {
+        let (index, uuid, unfit) = (gpu.index, gpu.uuid.clone(), gpu.unfit());
         let (own, depth) = (self.own.clone(), (self.depth)(DeviceId::Cuda(index)));
-        let uuid = uuid.map(str::to_owned);
         let thread = std::thread::Builder::new().name(format!("test-cuda:{index}"));
         let spawned = thread.spawn(move || {
-            let outcome = match uuid {
-                Some(uuid) => probe(&uuid, depth),
-                None => Err("NVML does not tell its UUID".to_owned()),
+            let outcome = match (unfit, uuid) {
+                (Some(reason), _) => Err(reason.to_owned()),
+                (None, Some(uuid)) => probe(&uuid, depth),
+                (None, None) => Err("NVML does not tell its UUID".to_owned()),
             };
             if let Some(watch) = own.upgrade() {
                 // What the test held is seen to be gone before tasks are admitted.

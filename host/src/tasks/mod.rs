@@ -7,6 +7,7 @@ pub mod resume;
 pub mod store;
 mod supervisor;
 pub mod task;
+mod workers;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use self::error::TaskError;
 use self::lock::{Hold, Role};
 use self::store::{Event, Store, TaskFilter};
 use self::task::{Submission, TaskKind, TaskRecord, TaskState};
+use self::workers::Workers;
 use crate::machine::Machine;
 use crate::worker::protocol::Limits;
 
@@ -59,6 +61,7 @@ struct Inner {
     /// The state folder is this host's as long as it runs.
     hold: Hold,
     live: Mutex<Live>,
+    workers: Workers,
     /// The beginning of the times that places in the queue are counted from.
     begun: Instant,
     /// Looks at the queue again.
@@ -122,6 +125,7 @@ impl Tasks {
             hold,
             begun: Instant::now(),
             live: Mutex::default(),
+            workers: Workers::default(),
             wake: Notify::new(),
             changes: watch::channel(0).0,
         });
@@ -316,6 +320,11 @@ impl Tasks {
                 return Ok(Vec::new());
             }
         }
+    }
+
+    /// The tasks that have workers, by the workers' process ids.
+    pub fn workers(&self) -> HashMap<u32, String> {
+        self.inner.workers.all()
     }
 
     /// Tasks that wait: for a worker, or with one for a device.

@@ -116,6 +116,7 @@ async fn supervise(
     mut told: watch::Receiver<bool>,
 ) -> anyhow::Result<End> {
     let (worker, socket) = spawn::spawn(&inner.settings.machine.uuids())?;
+    let _named = inner.workers.name(worker.id(), &record.id);
     let (mut source, mut sink) = socket.into_split();
     let (heard, mut messages) = mpsc::channel::<FromWorker>(64);
     // Reading a frame cannot be interrupted, so that a task of its own does it.

@@ -397,7 +397,7 @@ impl Drop for Module {
 pub struct VisibleGpu {
     /// The driver's number for it.
     pub ordinal: i32,
-    /// As NVML writes it.
+    /// As NVML writes it; of an instance too with `GPU-` before it.
     pub uuid: String,
     /// The product name.
     pub name: String,
@@ -407,6 +407,15 @@ pub struct VisibleGpu {
     pub compute_capability: (i32, i32),
     /// Domain, bus and device.
     pub pci: (i32, i32, i32),
+}
+
+/// Has the driver show an instance and nothing else, if it has not been started: it shows one instance
+/// at most, and none beside GPUs (MIG User Guide, "CUDA Visible Devices").
+pub(super) fn show_only(uuid: &str) {
+    // SAFETY: the standard library keeps its own readers and writers of the environment apart, and no
+    // foreign code reads it on another thread: NVIDIA's libraries, the first of this process that do,
+    // are called afterwards.
+    unsafe { std::env::set_var("CUDA_VISIBLE_DEVICES", uuid) };
 }
 
 /// Starts the driver. The library must be present.

@@ -118,7 +118,12 @@ impl CudaBackend {
     /// The GPU of this UUID, as NVML writes it, to be called `device`. Makes a context and loads
     /// every kernel. Errors: `device.unsupported` where the driver, cuBLAS or the GPU is missing or
     /// too old, `device.lost`, `memory.exhausted`.
+    ///
+    /// An instance of a GPU (`MIG-…`) is the only one that the process sees from then on.
     pub fn new(uuid: &str, device: &str, options: Options) -> Result<Self, Error> {
+        if uuid.starts_with("MIG-") {
+            driver::show_only(uuid);
+        }
         probe::check()?;
         let visible = probe::gpu(uuid)?;
         let open = || {

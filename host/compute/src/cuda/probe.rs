@@ -66,11 +66,13 @@ pub(super) fn check() -> Result<(), Error> {
     })
 }
 
-/// A GPU as the driver shows it. Errors: `device.unsupported` where it is too old, `device.lost` where
-/// the driver does not show it.
+/// A GPU, or an instance of one, as the driver shows it. Errors: `device.unsupported` where it is too
+/// old, `device.lost` where the driver does not show it.
 pub(super) fn gpu(uuid: &str) -> Result<driver::VisibleGpu, Error> {
     let mut gpus = guarded(driver::visible)?;
-    let Some(found) = gpus.iter().position(|gpu| gpu.uuid == uuid) else {
+    // The driver tells an instance's identity as it tells a GPU's.
+    let name = uuid.replacen("MIG-", "GPU-", 1);
+    let Some(found) = gpus.iter().position(|gpu| gpu.uuid == name) else {
         let message = format!("the CUDA driver shows {} GPUs, not {uuid}", gpus.len());
         return Err(Error::new("device.lost", message));
     };

@@ -10,6 +10,26 @@ struct Seat {
     known: Gpu,
 }
 
+impl Seat {
+    /// What was told of it, and NVML's number of its GPU. A GPU that fails tells no instances.
+    fn told<'a>(&self, readings: &'a [(u32, Reading)]) -> Option<(u32, &'a Gpu)> {
+        let known = &self.known;
+        readings.iter().find_map(|(nvml_index, reading)| {
+            let (gpu, instances) = (&reading.gpu, &reading.instances);
+            let unknown = if known.is_instance() {
+                let parent = gpu.uuid.is_none() || gpu.uuid == known.facts.mig_parent_uuid;
+                parent && gpu.failure.is_some()
+            } else {
+                gpu.uuid.is_none() || known.uuid.is_none()
+            };
+            let same = |one: &&Gpu| one.uuid.is_some() && one.uuid == known.uuid;
+            let by_uuid = std::iter::once(gpu).chain(instances).find(same);
+            let by_number = || (unknown && *nvml_index == self.nvml_index).then_some(gpu);
+            Some((*nvml_index, by_uuid.or_else(by_number)?))
+        })
+    }
+}
+
 /// The visible GPUs, in the order of `cuda:N`.
 #[derive(Default)]
 pub(crate) struct Roster {
@@ -29,9 +49,12 @@ impl Roster {
         filter: impl FnOnce(Vec<Gpu>) -> Vec<Gpu>,
     ) {
         readings.sort_by_key(|(_, reading)| reading.position);
-        let gpus = readings.into_iter().map(|(nvml_index, mut reading)| {
-            reading.gpu.facts.nvml_index = Some(nvml_index);
-            reading.gpu
+        let gpus = readings.into_iter().flat_map(|(nvml_index, reading)| {
+            let all = std::iter::once(reading.gpu).chain(reading.instances);
+            all.map(move |mut gpu| {
+                gpu.facts.nvml_index = Some(nvml_index);
+                gpu
+            })
         });
         let gpus = filter(gpus.collect());
         let seats = (0..).zip(gpus).map(|(index, gpu)| Seat {
@@ -41,10 +64,12 @@ impl Roster {
         self.seats = seats.collect();
     }
 
-    /// N of `cuda:N` of the GPU that had this number of NVML's when it last answered.
-    pub(crate) fn index(&self, nvml_index: u32) -> Option<u32> {
+    /// N of `cuda:N` of the GPU that had this number of NVML's when it last answered, and of its
+    /// instances.
+    pub(crate) fn indices(&self, nvml_index: u32) -> Vec<u32> {
         let of = |seat: &&Seat| seat.nvml_index == nvml_index;
-        Some(self.seats.iter().find(of)?.known.index)
+        let of = self.seats.iter().filter(of);
+        of.map(|seat| seat.known.index).collect()
     }
 
     /// The visible GPUs by what NVML lists now. One that does not answer, or is not listed any more,
@@ -52,20 +77,15 @@ impl Roster {
     pub(crate) fn gpus(&mut self, readings: &[(u32, Reading)]) -> Vec<Gpu> {
         let mut gpus = Vec::new();
         for seat in &mut self.seats {
-            let same = |(nvml_index, reading): &&(u32, Reading)| match &reading.gpu.uuid {
-                Some(uuid) if seat.known.uuid.is_some() => seat.known.uuid.as_ref() == Some(uuid),
-                _ => *nvml_index == seat.nvml_index,
-            };
-            let Some((nvml_index, reading)) = readings.iter().find(same) else {
+            let Some((nvml_index, gpu)) = seat.told(readings) else {
                 let reason = "NVML does not list it any more".to_owned();
                 gpus.push(seat.known.silenced(Failure::Lost, reason));
                 continue;
             };
-            let gpu = &reading.gpu;
             gpus.push(match (gpu.failure, &gpu.error) {
                 (Some(failure), Some(reason)) => seat.known.silenced(failure, reason.clone()),
                 _ => {
-                    seat.nvml_index = *nvml_index;
+                    seat.nvml_index = nvml_index;
                     seat.known = Gpu {
                         index: seat.known.index,
                         ..gpu.clone()
@@ -102,7 +122,20 @@ mod tests {
                 memory_used_bytes: Some(7),
                 ..Gpu::default()
             },
+            instances: Vec::new(),
             position: (0, bus, 0),
+        }
+    }
+
+    fn split(uuid: &str, bus: u32, instances: &[&str]) -> Reading {
+        let instance = |own: &&str| {
+            let mut gpu = answers(own, bus).gpu;
+            gpu.facts.mig_parent_uuid = Some(uuid.to_owned());
+            gpu
+        };
+        Reading {
+            instances: instances.iter().map(instance).collect(),
+            ..answers(uuid, bus)
         }
     }
 
@@ -133,7 +166,7 @@ mod tests {
             (gpus[0].memory_used_bytes, gpus[1].memory_used_bytes),
             (None, Some(7))
         );
-        assert_eq!((roster.index(1), roster.index(0)), (Some(0), Some(1)));
+        assert_eq!((roster.indices(1), roster.indices(0)), (vec![0], vec![1]));
         let gpus = roster.silenced("no driver");
         assert_eq!(shown(&gpus), [(0, Some("a"), true), (1, Some("b"), true)]);
     }
@@ -143,7 +176,7 @@ mod tests {
         let mut roster = seated();
         let gpus = roster.gpus(&[(0, answers("a", 3)), (1, answers("b", 9))]);
         assert_eq!(shown(&gpus), [(0, Some("a"), false), (1, Some("b"), false)]);
-        assert_eq!((roster.index(0), roster.index(1)), (Some(0), Some(1)));
+        assert_eq!((roster.indices(0), roster.indices(1)), (vec![0], vec![1]));
         // One that has gone from the list is lost; one that is new there takes nobody's place.
         let gpus = roster.gpus(&[(0, answers("b", 9)), (1, answers("c", 12))]);
         assert_eq!(shown(&gpus), [(0, Some("a"), true), (1, Some("b"), false)]);
@@ -156,5 +189,27 @@ mod tests {
         roster.seat(vec![(0, fails()), (1, answers("a", 3))], |gpus| gpus);
         let gpus = roster.gpus(&[(0, answers("b", 1)), (1, answers("a", 3))]);
         assert_eq!(shown(&gpus), [(0, Some("a"), false), (1, Some("b"), false)]);
+    }
+
+    #[test]
+    fn instances_have_places_after_their_gpu_and_fail_with_it() {
+        let mut roster = Roster::default();
+        let both = [(0, answers("b", 9)), (1, split("a", 3, &["a1", "a2"]))];
+        roster.seat(both.to_vec(), |gpus| gpus);
+        let all = |failing: [bool; 4]| {
+            let uuids = ["a", "a1", "a2", "b"].map(Some);
+            [0, 1, 2, 3].map(|at| (at as u32, uuids[at], failing[at]))
+        };
+        assert_eq!(shown(&roster.gpus(&both)), all([false; 4]));
+        assert_eq!(
+            (roster.indices(1), roster.indices(0)),
+            (vec![0, 1, 2], vec![3])
+        );
+        let gpus = roster.gpus(&[both[0].clone(), (1, fails())]);
+        assert_eq!(shown(&gpus), all([true, true, true, false]));
+        assert_eq!(gpus[1].facts.mig_parent_uuid.as_deref(), Some("a"));
+        // One that is taken apart is gone, its GPU and the other are not.
+        let gpus = roster.gpus(&[both[0].clone(), (1, split("a", 3, &["a2"]))]);
+        assert_eq!(shown(&gpus), all([false, true, false, false]));
     }
 }

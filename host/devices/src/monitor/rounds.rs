@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::roster::Roster;
 use super::{Listing, News, Shared};
-use crate::gpu::{Failure, Reading, Snapshot, Source, System};
+use crate::gpu::{Failure, Peer, Reading, Snapshot, Source, System};
 use crate::nvml::{self, Session};
 
 /// A call that takes longer is taken to hang.
@@ -29,6 +29,8 @@ pub(super) enum Message {
     Read(u32, Box<Reading>),
     /// An Xid of the GPU of this number of NVML's.
     Xid(u32, u64),
+    /// How GPUs, by NVML's numbers, are connected to others.
+    Connected(Vec<(u32, Vec<Peer>)>),
     /// Somebody wants a sample before its time.
     Wanted,
 }
@@ -82,6 +84,8 @@ struct Threads {
     ended: Arc<AtomicBool>,
     /// Whether there is such a thread.
     listens: bool,
+    /// How GPUs are connected to others, once it is known.
+    peers: BTreeMap<u32, Vec<Peer>>,
 }
 
 impl Drop for Threads {
@@ -286,8 +290,9 @@ impl Rounds {
                 }
                 self.awaited.remove(&index);
             }
+            Message::Connected(peers) => self.threads.peers = peers.into_iter().collect(),
             Message::Xid(index, code) => {
-                if let Some(gpu) = self.roster.index(index) {
+                for gpu in self.roster.indices(index) {
                     self.shared.tell(News::Xid { gpu, code });
                 }
             }
@@ -335,7 +340,11 @@ impl Rounds {
     fn readings(&self) -> Vec<(u32, Reading)> {
         let gpus = self.threads.gpus.iter().map(|(&index, gpu)| {
             let reading = match (gpu.hangs(), self.threads.readings.get(&index)) {
-                (None, Some(reading)) => reading.clone(),
+                (None, Some(reading)) => {
+                    let mut reading = reading.clone();
+                    reading.gpu.facts.peers = self.threads.peers.get(&index).cloned();
+                    reading
+                }
                 (Some(silence), _) => Reading::failed(
                     index,
                     Failure::Silent(silence),
@@ -422,13 +431,21 @@ impl Rounds {
         };
         let readings = (0..).zip(gpus).map(|(index, gpu)| {
             let position = (0, 0, index);
-            (index, Reading { gpu, position })
+            (
+                index,
+                Reading {
+                    gpu,
+                    instances: Vec::new(),
+                    position,
+                },
+            )
         });
         self.roster.seat(readings.collect(), |gpus| gpus);
         self.listed = !self.roster.is_empty();
     }
 
-    /// Starts the thread that waits for Xids of the GPUs that answered, once in a session.
+    /// Starts the thread that waits for Xids of the GPUs that answered, once in a session, and one that
+    /// asks how they are connected, as a call about two GPUs may hang with either.
     fn listen(&mut self, readings: &[(u32, Reading)]) {
         let Some(session) = self
             .threads
@@ -442,8 +459,14 @@ impl Rounds {
             .iter()
             .filter(|(_, reading)| reading.gpu.error.is_none());
         let able: Vec<u32> = able.map(|&(index, _)| index).collect();
-        let (ended, outbox) = (Arc::clone(&self.threads.ended), self.outbox.clone());
         let generation = self.generation;
+        let (asked, all, outbox) = (Arc::clone(&session), able.clone(), self.outbox.clone());
+        let thread = std::thread::Builder::new().name("nvml-links".to_owned());
+        let _not_known = thread.spawn(move || {
+            // The conductor lives as long as the program.
+            let _ended = outbox.send((generation, Message::Connected(asked.peers(&all))));
+        });
+        let (ended, outbox) = (Arc::clone(&self.threads.ended), self.outbox.clone());
         let thread = std::thread::Builder::new().name("nvml-events".to_owned());
         let spawned = thread.spawn(move || {
             session.events(&able, &ended, |index, code| {

@@ -5,13 +5,17 @@ use std::time::{Duration, Instant};
 
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{
-    Clock, ComputeMode, EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold,
+    Clock, ComputeMode, EccCounter, MemoryError, PcieUtilCounter, TemperatureSensor,
+    TemperatureThreshold,
 };
 use nvml_wrapper::error::{NvmlError, nvml_try};
+use nvml_wrapper::structs::device::CudaComputeCapability;
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::{nvmlFieldValue_t, nvmlMarginTemperature_t};
 
 use super::failure;
+use super::links::active_links;
+use super::running::processes;
 use crate::gpu::{Facts, Failure, Gpu, Readings, Recovery};
 
 /// Fields of `nvml.h`.
@@ -56,15 +60,19 @@ const REASONS: [(ThrottleReasons, &str, bool); 9] = [
 
 /// What a GPU does not tell.
 #[derive(Clone, Default)]
-struct Gaps {
-    unsupported: Vec<&'static str>,
-    errors: BTreeMap<&'static str, String>,
+pub(super) struct Gaps {
+    pub(super) unsupported: Vec<&'static str>,
+    pub(super) errors: BTreeMap<&'static str, String>,
     /// Why nothing that it tells counts.
     failure: Option<(Failure, String)>,
 }
 
 /// What hardly changes of a GPU, read once in a while.
 pub(crate) struct Known {
+    name: String,
+    compute_capability: Option<String>,
+    /// What its power is: `average_1s` or `instant`.
+    power: &'static str,
     facts: Facts,
     gaps: Gaps,
     read: Instant,
@@ -75,7 +83,11 @@ const FACTS_AGE: Duration = Duration::from_secs(60);
 
 impl Gaps {
     /// The value of a field; where there is none, notes why.
-    fn tell<T>(&mut self, field: &'static str, answer: Result<T, NvmlError>) -> Option<T> {
+    pub(super) fn tell<T>(
+        &mut self,
+        field: &'static str,
+        answer: Result<T, NvmlError>,
+    ) -> Option<T> {
         let error = match answer {
             Ok(value) => return Some(value),
             Err(error) => error,
@@ -95,7 +107,7 @@ impl Gaps {
 }
 
 /// Whether an error says that the GPU or its driver has no such figure.
-fn absent(error: &NvmlError) -> bool {
+pub(super) fn absent(error: &NvmlError) -> bool {
     matches!(
         error,
         NvmlError::NotSupported
@@ -177,6 +189,11 @@ fn facts(nvml: &Nvml, device: &Device<'_>, gaps: &mut Gaps) -> Facts {
         mig_enabled: gaps
             .tell("mig_enabled", device.mig_mode())
             .map(|mode| mode.current == 1),
+        mig_parent_uuid: None,
+        mig_gpu_instance: None,
+        mig_compute_instance: None,
+        nvlink_active_links: gaps.tell("nvlink_active_links", active_links(device)),
+        peers: None,
         numa_node: gaps.tell("numa_node", device.numa_node_id()),
         bar1_total_bytes: gaps
             .tell("bar1_total_bytes", device.bar1_memory_info())
@@ -221,9 +238,15 @@ fn thermal_margin(facts: &Facts, margin: Option<i32>, temperature: Option<u32>) 
     }
 }
 
-fn readings(nvml: &Nvml, device: &Device<'_>, facts: &Facts, gaps: &mut Gaps) -> Readings {
+/// What changes, but for what is told once of several fields.
+fn readings(
+    nvml: &Nvml,
+    device: &Device<'_>,
+    facts: &Facts,
+    temperature: Option<u32>,
+    gaps: &mut Gaps,
+) -> Readings {
     let margin = gaps.tell("tlimit_current_c", current_margin(nvml, device));
-    let temperature = device.temperature(TemperatureSensor::Gpu).ok();
     let reasons = gaps.tell("throttle_reasons", device.current_throttle_reasons());
     let active = || {
         reasons
@@ -267,10 +290,14 @@ fn readings(nvml: &Nvml, device: &Device<'_>, facts: &Facts, gaps: &mut Gaps) ->
         ),
     ];
     let clock = |clock| device.clock_info(clock);
+    let mut throughput = |name, counter| gaps.tell(name, device.pcie_throughput(counter));
+    let [sent, received] = [
+        throughput("pcie_tx_kib_per_s", PcieUtilCounter::Send),
+        throughput("pcie_rx_kib_per_s", PcieUtilCounter::Receive),
+    ];
     let energy = gaps.tell("energy_total_joules", device.total_energy_consumption());
     Readings {
         bar1_used_bytes: device.bar1_memory_info().ok().map(|bar1| bar1.used),
-        memory_busy_percent: device.utilization_rates().ok().map(|rates| rates.memory),
         encoder_percent: gaps
             .tell("encoder_percent", device.encoder_utilization())
             .map(|encoder| encoder.utilization),
@@ -281,7 +308,6 @@ fn readings(nvml: &Nvml, device: &Device<'_>, facts: &Facts, gaps: &mut Gaps) ->
         thermal_margin_c: thermal_margin(facts, margin, temperature),
         tlimit_current_c: margin,
         fan_speed_percent: gaps.tell("fan_speed_percent", device.fan_speed(0)),
-        power_draw_kind: device.power_usage().ok().map(|_| power_draw_kind(device)),
         power_limit_enforced_watts: gaps
             .tell("power_limit_enforced_watts", device.enforced_power_limit())
             .map(watts),
@@ -300,6 +326,8 @@ fn readings(nvml: &Nvml, device: &Device<'_>, facts: &Facts, gaps: &mut Gaps) ->
             .map(|_| active().any(|(_, _, counts)| *counts)),
         pcie_gen_current: gaps.tell("pcie_gen_current", device.current_pcie_link_gen()),
         pcie_width_current: gaps.tell("pcie_width_current", device.current_pcie_link_width()),
+        pcie_tx_kib_per_s: sent,
+        pcie_rx_kib_per_s: received,
         pcie_replay_count: gaps.tell("pcie_replay_count", device.pcie_replay_counter()),
         ecc_corrected_volatile: corrected_volatile,
         ecc_uncorrected_volatile: uncorrected_volatile,
@@ -319,28 +347,51 @@ fn readings(nvml: &Nvml, device: &Device<'_>, facts: &Facts, gaps: &mut Gaps) ->
             }),
         persistence_mode: gaps.tell("persistence_mode", device.is_in_persistent_mode()),
         display_active: gaps.tell("display_active", device.is_display_active()),
+        ..Readings::default()
     }
 }
 
 /// What NVML's power is: an average of a second since Ampere, but for its first chip (`nvml.h`).
-fn power_draw_kind(device: &Device<'_>) -> &'static str {
-    match device.cuda_compute_capability() {
-        Ok(c) if (c.major, c.minor) > (8, 0) => "average_1s",
+fn power_draw_kind(capability: Option<&CudaComputeCapability>) -> &'static str {
+    match capability {
+        Some(c) if (c.major, c.minor) > (8, 0) => "average_1s",
         _ => "instant",
     }
 }
 
+impl Known {
+    fn read(nvml: &Nvml, device: &Device<'_>) -> Self {
+        let (read, mut gaps) = (Instant::now(), Gaps::default());
+        let capability = device.cuda_compute_capability().ok();
+        Self {
+            name: name(device),
+            power: power_draw_kind(capability.as_ref()),
+            compute_capability: capability.map(|c| format!("{}.{}", c.major, c.minor)),
+            facts: facts(nvml, device, &mut gaps),
+            gaps,
+            read,
+        }
+    }
+}
+
+fn name(device: &Device<'_>) -> String {
+    device.name().unwrap_or_else(|_| "unknown GPU".to_owned())
+}
+
 /// A GPU, without its place among the visible ones. `known` is kept for the next time.
-pub(super) fn describe(nvml: &Nvml, device: &Device<'_>, known: &mut Option<Known>) -> Gpu {
+pub(super) fn describe(
+    nvml: &Nvml,
+    device: &Device<'_>,
+    pci_bus_id: Option<String>,
+    known: &mut Option<Known>,
+) -> Gpu {
     let memory = device.memory_info();
-    let name = device.name().unwrap_or_else(|_| "unknown GPU".to_owned());
     let uuid = device.uuid().ok();
-    let pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id);
     let silent = |failure, reason| {
         let identity = Gpu {
             uuid: uuid.clone(),
             pci_bus_id: pci_bus_id.clone(),
-            name: name.clone(),
+            name: name(device),
             ..Gpu::default()
         };
         identity.silenced(failure, reason)
@@ -352,36 +403,31 @@ pub(super) fn describe(nvml: &Nvml, device: &Device<'_>, known: &mut Option<Know
         *known = None;
         return silent(failure(error), error.to_string());
     }
-    if known
-        .as_ref()
-        .is_none_or(|known| known.read.elapsed() >= FACTS_AGE)
-    {
-        let (read, mut gaps) = (Instant::now(), Gaps::default());
-        let facts = facts(nvml, device, &mut gaps);
-        *known = Some(Known { facts, gaps, read });
-    }
-    let (facts, mut gaps) = known
-        .as_ref()
-        .map(|known| (known.facts.clone(), known.gaps.clone()))
-        .unwrap_or_default();
+    let recent = known
+        .take()
+        .filter(|known| known.read.elapsed() < FACTS_AGE);
+    let lasting = known.insert(recent.unwrap_or_else(|| Known::read(nvml, device)));
+    let (facts, mut gaps) = (lasting.facts.clone(), lasting.gaps.clone());
     let memory = gaps.tell("memory_total_bytes", memory);
-    let readings = readings(nvml, device, &facts, &mut gaps);
+    let utilization = gaps.tell("utilization_gpu_percent", device.utilization_rates());
     let temperature = device.temperature(TemperatureSensor::Gpu);
-    let utilization = device.utilization_rates();
-    let capability = device.cuda_compute_capability().ok();
-    let utilization = gaps.tell("utilization_gpu_percent", utilization);
     let temperature = gaps.tell("temperature_gpu_c", temperature);
     let power = gaps.tell("power_draw_watts", device.power_usage());
+    let readings = Readings {
+        memory_busy_percent: utilization.as_ref().map(|rates| rates.memory),
+        power_draw_kind: power.map(|_| lasting.power),
+        ..readings(nvml, device, &facts, temperature, &mut gaps)
+    };
+    let processes = gaps.tell("processes", processes(device));
     if let Some((failure, reason)) = gaps.failure {
         *known = None;
         return silent(failure, reason);
     }
     Gpu {
-        index: 0,
         uuid,
-        name,
+        name: lasting.name.clone(),
         pci_bus_id,
-        compute_capability: capability.map(|c| format!("{}.{}", c.major, c.minor)),
+        compute_capability: lasting.compute_capability.clone(),
         memory_total_bytes: memory.as_ref().map(|memory| memory.total),
         memory_reserved_bytes: memory.as_ref().map(|memory| memory.reserved),
         memory_used_bytes: memory.as_ref().map(|memory| memory.used),
@@ -393,8 +439,8 @@ pub(super) fn describe(nvml: &Nvml, device: &Device<'_>, known: &mut Option<Know
         readings,
         unsupported: gaps.unsupported,
         errors: gaps.errors,
-        error: None,
-        failure: None,
+        processes,
+        ..Gpu::default()
     }
 }
 

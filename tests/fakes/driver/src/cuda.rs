@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::block::{self, Coordinates, Kernel, Order};
 use crate::handle;
 use crate::processes::{self, Activity};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Unit};
 
 const INVALID_VALUE: u32 = 1;
 const OUT_OF_MEMORY: u32 = 2;
@@ -100,7 +100,7 @@ struct Allocation {
 
 struct Driver {
     scenario: Arc<Scenario>,
-    /// The scenario's GPU of every CUDA ordinal.
+    /// The number of the scenario's unit of every CUDA ordinal.
     visible: Vec<usize>,
     order: Order,
     contexts: HashMap<usize, u32>,
@@ -122,9 +122,10 @@ thread_local! {
     static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The CUDA ordinals' GPUs: the fastest first, as drivers do, then the last on the bus, unless
+/// The CUDA ordinals' units: the fastest GPU first, as drivers do, then the last on the bus, unless
 /// `CUDA_DEVICE_ORDER` says otherwise; `CUDA_VISIBLE_DEVICES` chooses among them and orders them. Those
-/// that do not work are not among them.
+/// that do not work are not among them. Of a GPU that is split the first instance is, unless another is
+/// named; behind an instance nothing is.
 fn visible(scenario: &Scenario) -> Vec<usize> {
     let bus = |number: usize| scenario.gpus[number].bus.unwrap_or(number as u32 + 1);
     let speed = |number: usize| {
@@ -142,19 +143,41 @@ fn visible(scenario: &Scenario) -> Vec<usize> {
     } else {
         all.sort_by_key(|&number| std::cmp::Reverse((speed(number), bus(number))));
     }
+    let whole = |gpu: usize| {
+        let instance = match &scenario.gpus[gpu].mig {
+            None => None,
+            Some(instances) if instances.is_empty() => return None,
+            Some(_) => Some(0),
+        };
+        Some(Unit { gpu, instance }.number())
+    };
     let Ok(chosen) = std::env::var("CUDA_VISIBLE_DEVICES") else {
-        return all;
+        return all.into_iter().filter_map(whole).collect();
+    };
+    let named = |wanted: &str| {
+        let mut units = scenario.units().into_iter();
+        units.find(|unit| {
+            let identity = scenario.identity(*unit).unwrap_or_default();
+            !wanted.is_empty() && all.contains(&unit.gpu) && identity.starts_with(wanted)
+        })
     };
     let find = |wanted: &str| match wanted.parse::<usize>() {
-        Ok(ordinal) => all.get(ordinal).copied(),
-        Err(_) => all.iter().copied().find(|&number| {
-            !wanted.is_empty() && scenario.gpus[number].identity(number).starts_with(wanted)
-        }),
+        Ok(ordinal) => all.get(ordinal).copied().and_then(whole),
+        Err(_) => match named(wanted)? {
+            Unit {
+                gpu,
+                instance: None,
+            } => whole(gpu),
+            instance => Some(instance.number()),
+        },
     };
-    chosen
-        .split(',')
-        .map_while(|wanted| find(wanted.trim()))
-        .collect()
+    let chosen = chosen.split(',').map_while(|wanted| find(wanted.trim()));
+    let mut visible: Vec<usize> = chosen.collect();
+    let instance = |number: &usize| Unit::of(*number).instance.is_some();
+    if let Some(first) = visible.iter().position(instance) {
+        visible.truncate(first + 1);
+    }
+    visible
 }
 
 fn enter(function: &'static str, work: impl FnOnce(&mut Driver) -> Answer) -> c_uint {
@@ -175,7 +198,7 @@ impl Driver {
         let calls = self.calls.entry(function).or_default();
         *calls += 1;
         let calls = *calls;
-        let gpu = self.gpu().ok();
+        let gpu = self.gpu().ok().map(|number| Unit::of(number).gpu);
         let mut faults = self.scenario.faults.iter().enumerate();
         let fault = faults.find(|(_, fault)| {
             fault.function == function
@@ -214,11 +237,9 @@ impl Driver {
         // What other programs take changes while this one runs.
         let now = Scenario::read().ok();
         let scenario = now.as_ref().unwrap_or(&self.scenario);
-        let gpu = scenario.gpus.get(number).ok_or(INVALID_DEVICE)?;
-        let profile = gpu.profile().map_err(|_| INVALID_DEVICE)?;
-        let (total, reserved, taken) = gpu.memory_bytes(profile);
+        let memory = scenario.memory_bytes(Unit::of(number));
+        let (total, reserved, used) = memory.ok_or(INVALID_DEVICE)?;
         let total = total - reserved;
-        let used = taken + processes::used_bytes(number, gpu.keeps_mib << 20);
         let free = total.saturating_sub(used);
         Ok((free, total))
     }
@@ -381,7 +402,7 @@ impl Driver {
     /// What a wait of the host ends with: the failure of what ran, or of the GPU.
     fn settle(&mut self, answer: Answer) -> Answer {
         processes::publish(&self.activity);
-        let gpu = self.gpu()?;
+        let gpu = Unit::of(self.gpu()?).gpu;
         let now = Scenario::read().ok();
         if now.and_then(|now| now.gpus.get(gpu).map(|gpu| gpu.lost)) == Some(true) {
             return Err(UNKNOWN);
@@ -492,11 +513,11 @@ exported! {
         })
     }
 
-    /// A GPU's identity, as 16 bytes.
+    /// A GPU's identity, or an instance's, as 16 bytes.
     fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int) {
         enter("cuDeviceGetUuid_v2", |driver| {
             let number = *driver.visible.get(device as usize).ok_or(INVALID_DEVICE)?;
-            let text = driver.scenario.gpus[number].identity(number);
+            let text = driver.scenario.identity(Unit::of(number)).ok_or(INVALID_DEVICE)?;
             let digits: String = text.chars().skip(4).filter(char::is_ascii_hexdigit).collect();
             let value = u128::from_str_radix(&digits, 16).map_err(|_| INVALID_DEVICE)?;
             put(uuid, value.to_be_bytes())
@@ -512,6 +533,7 @@ exported! {
     fn cuDeviceGetName(name: *mut c_char, length: c_int, device: c_int) {
         enter("cuDeviceGetName", |driver| {
             let number = *driver.visible.get(device as usize).ok_or(INVALID_DEVICE)?;
+            let number = Unit::of(number).gpu;
             let profile = driver.scenario.gpus[number].profile().map_err(|_| INVALID_DEVICE)?;
             let text = profile.name.bytes().chain([0]).take(length.max(0) as usize);
             text.enumerate().try_for_each(|(at, byte)| put(name.wrapping_add(at), byte as c_char))
@@ -530,6 +552,7 @@ exported! {
     fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) {
         enter("cuDeviceGetAttribute", |driver| {
             let number = *driver.visible.get(device as usize).ok_or(INVALID_DEVICE)?;
+            let number = Unit::of(number).gpu;
             let gpu = &driver.scenario.gpus[number];
             let profile = gpu.profile().map_err(|_| INVALID_DEVICE)?;
             put(value, match attribute {

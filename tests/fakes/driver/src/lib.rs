@@ -3,7 +3,7 @@
 //! beside it.
 //!
 //! [`scenario`] says which GPUs there are, from captures of real ones, and what goes wrong; [`nvml`]
-//! shows them through NVML's functions, reading the file at every call, so that a test changes the
+//! shows them through NVML's functions, looking at the file again and again, so that a test changes the
 //! machine while a program looks at it. [`cuda`] is the driver: streams whose work waits until the
 //! host does, so that a missing wait shows; memory limits shared by all [`processes`]; faults.
 //! [`block`] runs the kernels themselves, the same sources that ship, compiled as C++. It proves

@@ -1,15 +1,18 @@
-//! NVML's functions, as `nvml.h` declares them. A device handle is the GPU's number plus 1.
+//! NVML's functions, as `nvml.h` declares them. A device handle is the number of the scenario's unit
+//! plus 1.
 
 pub mod details;
 pub mod events;
+pub mod instances;
+pub mod links;
+pub mod running;
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::processes;
-use crate::scenario::{Gpu, Profile, Scenario};
+use crate::scenario::{Gpu, Profile, Scenario, Unit};
 
 const SUCCESS: c_uint = 0;
 const UNINITIALIZED: c_uint = 1;
@@ -108,29 +111,45 @@ fn answer(function: &str, work: impl FnOnce(&Scenario) -> Answer) -> c_uint {
     answered.err().unwrap_or(SUCCESS)
 }
 
-/// Answers a call about one GPU.
-fn about(
+/// Answers a call about one GPU or one instance.
+fn unit(
     function: &str,
     device: *mut c_void,
-    work: impl FnOnce(&Gpu, &Profile, u32) -> Answer,
+    work: impl FnOnce(&Scenario, Unit) -> Answer,
 ) -> c_uint {
     let answered = || {
         let number = (device as usize).checked_sub(1).ok_or(INVALID_ARGUMENT)?;
-        let scenario = admit(function, Some(number))?;
-        let gpu = scenario.gpus.get(number).ok_or(INVALID_ARGUMENT)?;
+        let unit = Unit::of(number);
+        let scenario = admit(function, Some(unit.gpu))?;
+        let gpu = scenario.gpus.get(unit.gpu).ok_or(INVALID_ARGUMENT)?;
         if gpu.lost {
-            session().lost.insert(number);
+            session().lost.insert(unit.gpu);
         }
-        if session().lost.contains(&number) {
+        if session().lost.contains(&unit.gpu) {
             return Err(GPU_IS_LOST);
         }
         if gpu.reset_required {
             return Err(RESET_REQUIRED);
         }
-        let profile = gpu.profile().map_err(|_| INVALID_ARGUMENT)?;
-        work(gpu, profile, number as u32)
+        work(&scenario, unit)
     };
     answered().err().unwrap_or(SUCCESS)
+}
+
+/// Answers a call about one GPU, which instances do not support.
+fn about(
+    function: &str,
+    device: *mut c_void,
+    work: impl FnOnce(&Gpu, &Profile, u32) -> Answer,
+) -> c_uint {
+    unit(function, device, |scenario, unit| {
+        if unit.instance.is_some() {
+            return Err(NOT_SUPPORTED);
+        }
+        let gpu = scenario.gpus.get(unit.gpu).ok_or(INVALID_ARGUMENT)?;
+        let profile = gpu.profile().map_err(|_| INVALID_ARGUMENT)?;
+        work(gpu, profile, unit.gpu as u32)
+    })
 }
 
 /// Writes a value for the caller.
@@ -226,22 +245,31 @@ exported! {
             }
             // SAFETY: not null, and the caller passes a text and its end.
             let wanted = unsafe { CStr::from_ptr(uuid) }.to_str().map_err(|_| INVALID_ARGUMENT)?;
-            let mut gpus = scenario.gpus.iter().enumerate();
-            let found = gpus.position(|(number, gpu)| gpu.identity(number) == wanted);
-            put(device, (found.ok_or(NOT_FOUND)? + 1) as *mut c_void)
+            let mut units = scenario.units().into_iter();
+            let found = units.find(|unit| scenario.identity(*unit).as_deref() == Some(wanted));
+            put(device, (found.ok_or(NOT_FOUND)?.number() + 1) as *mut c_void)
         })
     }
 
-    /// A GPU's identity.
+    /// A GPU's identity, or an instance's.
     fn nvmlDeviceGetUUID(device: *mut c_void, uuid: *mut c_char, length: c_uint) {
-        about("nvmlDeviceGetUUID", device, |gpu, _, number| {
-            put_text(uuid, length, &gpu.identity(number as usize))
+        unit("nvmlDeviceGetUUID", device, |scenario, unit| {
+            put_text(uuid, length, &scenario.identity(unit).ok_or(INVALID_ARGUMENT)?)
         })
     }
 
-    /// A GPU's product name.
+    /// A GPU's product name, or an instance's.
     fn nvmlDeviceGetName(device: *mut c_void, name: *mut c_char, length: c_uint) {
-        about("nvmlDeviceGetName", device, |_, profile, _| put_text(name, length, profile.name))
+        unit("nvmlDeviceGetName", device, |scenario, unit| {
+            let gpu = &scenario.gpus[unit.gpu];
+            let board = gpu.profile().map_err(|_| INVALID_ARGUMENT)?.name;
+            match unit.instance {
+                None => put_text(name, length, board),
+                Some(place) => {
+                    put_text(name, length, &format!("{board} MIG {}", instances::of(gpu, place)?.name))
+                }
+            }
+        })
     }
 
     /// Where a GPU is on the PCI bus.
@@ -268,11 +296,10 @@ exported! {
         })
     }
 
-    /// A GPU's memory.
+    /// A GPU's memory, or an instance's.
     fn nvmlDeviceGetMemoryInfo_v2(device: *mut c_void, memory: *mut Memory) {
-        about("nvmlDeviceGetMemoryInfo_v2", device, |gpu, profile, number| {
-            let (total, reserved, taken) = gpu.memory_bytes(profile);
-            let used = taken + processes::used_bytes(number as usize, gpu.keeps_mib << 20);
+        unit("nvmlDeviceGetMemoryInfo_v2", device, |scenario, unit| {
+            let (total, reserved, used) = scenario.memory_bytes(unit).ok_or(INVALID_ARGUMENT)?;
             put(memory, Memory {
                 version: (size_of::<Memory>() | 2 << 24) as c_uint,
                 total,
@@ -307,9 +334,12 @@ exported! {
         })
     }
 
-    /// How busy a GPU is.
+    /// How busy a GPU is; one that is split does not tell.
     fn nvmlDeviceGetUtilizationRates(device: *mut c_void, rates: *mut Utilization) {
         about("nvmlDeviceGetUtilizationRates", device, |gpu, _, _| {
+            if gpu.mig.is_some() {
+                return Err(NOT_SUPPORTED);
+            }
             put(rates, Utilization { gpu: gpu.utilization, memory: 0 })
         })
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use crate::scenario;
+use crate::scenario::{self, Unit};
 
 /// What a process does on a GPU.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ fn folder() -> Option<PathBuf> {
     Some(scenario::path()?.with_extension("processes"))
 }
 
-/// Writes what this process does, by the GPU's number in the scenario.
+/// Writes what this process does, by the numbers of [`Unit`]s.
 pub fn publish(activity: &BTreeMap<usize, Activity>) {
     let Some(folder) = folder() else { return };
     let mut text = String::new();
@@ -39,10 +39,20 @@ pub fn publish(activity: &BTreeMap<usize, Activity>) {
     }
 }
 
-/// The bytes that living processes hold on a GPU, and of what each killed one held at most `keeps`.
-pub fn used_bytes(gpu: usize, keeps: u64) -> u64 {
+/// What a process holds of a unit, in bytes; of a GPU that is split of its instances too.
+fn held(activity: &BTreeMap<usize, Activity>, unit: Unit) -> u64 {
+    let of = |number: usize| {
+        let other = Unit::of(number);
+        other.gpu == unit.gpu && (unit.instance.is_none() || other == unit)
+    };
+    let held = activity.iter().filter(|(number, _)| of(**number));
+    held.map(|(_, activity)| activity.bytes).sum()
+}
+
+/// The bytes that living processes hold of a unit, and of what each killed one held at most `keeps`.
+pub fn used_bytes(unit: Unit, keeps: u64) -> u64 {
     let bytes = |(process, activity): (String, BTreeMap<usize, Activity>)| {
-        let held = activity.get(&gpu).map_or(0, |activity| activity.bytes);
+        let held = held(&activity, unit);
         if lives(&process) {
             held
         } else {
@@ -50,6 +60,16 @@ pub fn used_bytes(gpu: usize, keeps: u64) -> u64 {
         }
     };
     all().into_iter().map(bytes).sum()
+}
+
+/// The living processes that hold memory of a unit, and how many bytes.
+pub fn holders(unit: Unit) -> Vec<(u32, u64)> {
+    let living = all().into_iter().filter(|(process, _)| lives(process));
+    let held = living.filter_map(|(process, activity)| {
+        let bytes = held(&activity, unit);
+        Some((process.parse().ok()?, bytes)).filter(|_| bytes > 0)
+    });
+    held.collect()
 }
 
 /// Whether this process is the first that comes to a fault of this number.

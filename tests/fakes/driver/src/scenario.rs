@@ -23,6 +23,22 @@
 //!                              # saw it sees until it starts NVML anew; none to a CUDA process
 //! reset_required = true        # NVML_ERROR_RESET_REQUIRED; none to a CUDA process
 //! recovery_action = 1          # as NVML_FI_DEV_GET_GPU_RECOVERY_ACTION gives it
+//! mig = []                     # it is split into instances: none, or those of [[gpu.mig]]
+//! nvlinks = 18                 # links that are there, of which so many are active
+//! nvlinks_active = 18
+//! switch = 1                   # GPUs with the same number are on one PCIe switch
+//! pcie_kib = [120, 340]        # KiB/s sent and received
+//!
+//! [[gpu.mig]]                  # an instance
+//! name = "1g.10gb"
+//! memory_mib = 9856
+//! sm_count = 16
+//!
+//! [[gpu.process]]              # a process of another program
+//! pid = 4242
+//! used_mib = 500
+//! graphics = true              # instead of computing
+//! sm_percent = 40              # of the multiprocessors
 //!
 //! [[fault]]
 //! function = "nvmlDeviceGetName"
@@ -44,9 +60,12 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+
+use crate::processes;
 
 /// The scenario's file, in a folder of the library path, beside the links to this library: so a
 /// process needs nothing of its environment but that path, as with the real libraries.
@@ -54,9 +73,14 @@ pub const FILE: &str = "machine.toml";
 
 /// Where the scenario is; none where there is none.
 pub fn path() -> Option<PathBuf> {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Some(found.clone());
+    }
     let folders = std::env::var_os("LD_LIBRARY_PATH")?;
     let mut files = std::env::split_paths(&folders).map(|folder| folder.join(FILE));
-    files.find(|file| file.exists())
+    let found = files.find(|file| file.exists())?;
+    Some(FOUND.get_or_init(|| found).clone())
 }
 
 /// A GPU as `nvidia-smi -q -x` showed it, idle, on real machines.
@@ -408,6 +432,83 @@ pub struct Gpu {
     /// `nvmlDeviceGpuRecoveryAction_t`.
     #[serde(default)]
     pub recovery_action: i32,
+    /// Its instances, where it is split.
+    pub mig: Option<Vec<Instance>>,
+    /// Links to other GPUs.
+    #[serde(default)]
+    pub nvlinks: u32,
+    /// Those that are active.
+    #[serde(default)]
+    pub nvlinks_active: u32,
+    /// Its PCIe switch.
+    pub switch: Option<u32>,
+    /// KiB/s sent and received.
+    #[serde(default)]
+    pub pcie_kib: [u32; 2],
+    /// Processes of other programs.
+    #[serde(default, rename = "process")]
+    pub processes: Vec<Process>,
+}
+
+/// An instance of a GPU that is split.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instance {
+    /// The profile's name.
+    pub name: String,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Multiprocessors.
+    pub sm_count: u32,
+}
+
+/// A process of another program on a GPU.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// Memory it holds, in MiB.
+    pub used_mib: u64,
+    /// Whether it draws instead of computing.
+    #[serde(default)]
+    pub graphics: bool,
+    /// What it uses of the multiprocessors, in percent.
+    #[serde(default)]
+    pub sm_percent: u32,
+}
+
+/// What a program can run on: a GPU by its place in the file, or an instance of one, by both places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Unit {
+    /// The GPU's place.
+    pub gpu: usize,
+    /// The instance's place.
+    pub instance: Option<usize>,
+}
+
+impl Unit {
+    /// More than there are GPUs.
+    const GPUS: usize = 1 << 16;
+
+    /// A GPU as a whole.
+    pub fn gpu(gpu: usize) -> Self {
+        let instance = None;
+        Self { gpu, instance }
+    }
+
+    /// A number that stands for it alone: of a GPU its place.
+    pub fn number(self) -> usize {
+        self.gpu + self.instance.map_or(0, |place| (place + 1) * Self::GPUS)
+    }
+
+    /// What a number stands for.
+    pub fn of(number: usize) -> Self {
+        Self {
+            gpu: number % Self::GPUS,
+            instance: (number / Self::GPUS).checked_sub(1),
+        }
+    }
 }
 
 /// An error that the driver reports of a GPU.
@@ -460,33 +561,102 @@ impl Scenario {
         self.faults.iter().find(same)
     }
 
-    /// The scenario in its file now. Errors: a reason.
+    /// Reads the scenario file, anew where it has changed since it was last looked at, [`GLANCE`] ago.
+    /// Errors: a reason.
     pub fn read() -> Result<Arc<Self>, String> {
-        let path = path().ok_or_else(|| format!("no {FILE} on the library path"))?;
-        let text = |error: std::io::Error| error.to_string();
-        let file = std::fs::metadata(&path).map_err(text)?;
-        // A change is a new file.
-        let version = (path, file.ino(), file.mtime(), file.mtime_nsec());
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, scenario)) = &*last
-            && *known == version
+        if let Some(last) = &*last
+            && last.looked.elapsed() < GLANCE
         {
-            return Ok(Arc::clone(scenario));
+            return Ok(Arc::clone(&last.scenario));
         }
-        let content = std::fs::read_to_string(&version.0).map_err(text)?;
-        let scenario: Self = toml::from_str(&content).map_err(|error| error.to_string())?;
+        let path = path().ok_or_else(|| format!("no {FILE} on the library path"))?;
+        let looked = Instant::now();
+        let metadata = std::fs::metadata(&path).map_err(|error| error.to_string())?;
+        let version = Version {
+            file: metadata.ino(),
+            bytes: metadata.len(),
+            seconds: metadata.mtime(),
+            nanoseconds: metadata.mtime_nsec(),
+        };
+        if let Some(last) = &mut *last
+            && last.version == version
+        {
+            last.looked = looked;
+            return Ok(Arc::clone(&last.scenario));
+        }
+        let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+        let scenario: Self = toml::from_str(&text).map_err(|error| error.to_string())?;
         for gpu in &scenario.gpus {
             gpu.profile()?;
         }
-        Ok(Arc::clone(&last.insert((version, Arc::new(scenario))).1))
+        let scenario = Arc::new(scenario);
+        *last = Some(Last {
+            looked,
+            version,
+            scenario: Arc::clone(&scenario),
+        });
+        Ok(scenario)
+    }
+
+    /// The identity of a GPU, or `MIG-` and five groups of hexadecimal digits of an instance; none
+    /// where there is no such unit.
+    pub fn identity(&self, unit: Unit) -> Option<String> {
+        let gpu = self.gpus.get(unit.gpu)?;
+        let Some(place) = unit.instance else {
+            return Some(gpu.identity(unit.gpu));
+        };
+        gpu.mig.as_ref()?.get(place)?;
+        let (gpu, place) = (unit.gpu + 1, place + 1);
+        Some(format!("MIG-00000000-0000-4000-8{place:03x}-{gpu:012x}"))
+    }
+
+    /// The GPUs and the instances of those that are split.
+    pub fn units(&self) -> Vec<Unit> {
+        let gpus = self.gpus.iter().enumerate();
+        let units = gpus.flat_map(|(number, gpu)| {
+            let instances = gpu.mig.as_ref().map_or(0, Vec::len);
+            let instances = (0..instances).map(move |place| Unit {
+                gpu: number,
+                instance: Some(place),
+            });
+            std::iter::once(Unit::gpu(number)).chain(instances)
+        });
+        units.collect()
+    }
+
+    /// Memory of a unit in bytes: all of it, the driver's reserve, and what programs take.
+    pub fn memory_bytes(&self, unit: Unit) -> Option<(u64, u64, u64)> {
+        let gpu = self.gpus.get(unit.gpu)?;
+        let (total, reserved, others) = match unit.instance {
+            None => gpu.memory_bytes(gpu.profile().ok()?),
+            Some(place) => (gpu.mig.as_ref()?.get(place)?.memory_mib << 20, 0, 0),
+        };
+        let own = processes::used_bytes(unit, gpu.keeps_mib << 20);
+        Some((total, reserved, others + own))
     }
 }
 
-/// Path, inode and time of a scenario's file.
-type Version = (PathBuf, u64, i64, i64);
+/// What tells one version of the file from another.
+#[derive(PartialEq, Eq)]
+struct Version {
+    file: u64,
+    bytes: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
 
-/// The scenario that was read last.
-static LAST: Mutex<Option<(Version, Arc<Scenario>)>> = Mutex::new(None);
+/// The machine that was last read.
+struct Last {
+    looked: Instant,
+    version: Version,
+    scenario: Arc<Scenario>,
+}
+
+static LAST: Mutex<Option<Last>> = Mutex::new(None);
+
+/// The time between two looks at the file, so that what a call costs is not this.
+const GLANCE: Duration = Duration::from_millis(2);
 
 impl Gpu {
     /// Identity: `GPU-` and five groups of hexadecimal digits.
@@ -502,8 +672,9 @@ impl Gpu {
             None => profile.memory_mib,
         };
         let (total, reserved) = (total << 20, reserved << 20);
+        let others: u64 = self.processes.iter().map(|other| other.used_mib).sum();
         let taken = self.free_bytes.map_or_else(
-            || self.used_mib.unwrap_or(idle) << 20,
+            || (self.used_mib.unwrap_or(idle) + others) << 20,
             |free| total.saturating_sub(reserved + free),
         );
         (total, reserved, taken)

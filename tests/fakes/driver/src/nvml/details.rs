@@ -88,8 +88,9 @@ exported! {
 
     /// Whether a GPU is split, now and after a restart.
     fn nvmlDeviceGetMigMode(device: *mut c_void, now: *mut c_uint, then: *mut c_uint) {
-        about("nvmlDeviceGetMigMode", device, |_, profile, _| {
-            let mig = c_uint::from(profile.more.mig.ok_or(NOT_SUPPORTED)?);
+        about("nvmlDeviceGetMigMode", device, |gpu, profile, _| {
+            let able = profile.more.mig.ok_or(NOT_SUPPORTED)?;
+            let mig = c_uint::from(able || gpu.mig.is_some());
             put(now, mig)?;
             put(then, mig)
         })
