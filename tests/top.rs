@@ -24,6 +24,8 @@ struct Terminal {
     child: Child,
     keys: ChildStdin,
     screen: Arc<Mutex<vt100::Parser>>,
+    /// What brings its output to the screen.
+    reader: Option<std::thread::JoinHandle<()>>,
     /// The device of the terminal, and the process in it.
     facts: PathBuf,
 }
@@ -62,7 +64,7 @@ impl Terminal {
         let (rows, columns) = size(24, 80);
         let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
         let (shown, mut output) = (Arc::clone(&screen), child.stdout.take().unwrap());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(read @ 1..) = output.read(&mut bytes) {
                 shown.lock().unwrap().process(&bytes[..read]);
@@ -73,6 +75,7 @@ impl Terminal {
             child,
             keys,
             screen,
+            reader: Some(reader),
             facts,
         }
     }
@@ -125,8 +128,8 @@ impl Terminal {
     fn ended(mut self) -> Option<i32> {
         assert!(self.screen.lock().unwrap().screen().alternate_screen());
         let status = self.child.wait().unwrap();
-        // What it wrote last may be on its way.
-        std::thread::sleep(Duration::from_millis(200));
+        // All that it wrote is on the screen then.
+        self.reader.take().unwrap().join().unwrap();
         let screen = self.screen.lock().unwrap();
         assert!(!screen.screen().alternate_screen() && !screen.screen().hide_cursor());
         status.code()

@@ -13,7 +13,7 @@ use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use self::view::View;
 use super::{folders, server};
@@ -49,11 +49,22 @@ pub(super) fn top(
     let (sender, mut looks) = watch::channel(View::read(&first)?);
     let ended = Arc::new(AtomicBool::new(false));
     runtime.spawn(keep_looking(client, sender));
-    runtime.spawn(note_signals(Arc::clone(&ended)));
     let mut terminal = ratatui::try_init()?;
-    let shown = show(&mut terminal, &mut looks, &ended);
+    let (quits, mut quit) = oneshot::channel();
+    let noticed = Arc::clone(&ended);
+    std::thread::spawn(move || quits.send(show(&mut terminal, &mut looks, &noticed)));
+    let shown = runtime.block_on(async {
+        tokio::select! {
+            shown = &mut quit => shown,
+            () = signalled() => {
+                ended.store(true, Ordering::Relaxed);
+                // Reading keys never returns where the terminal is gone.
+                tokio::time::timeout(PERIOD, quit).await.unwrap_or(Ok(Ok(())))
+            }
+        }
+    });
     ratatui::try_restore()?;
-    shown?;
+    shown??;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -69,25 +80,21 @@ async fn keep_looking(client: Client, looks: watch::Sender<View>) {
     }
 }
 
-/// Notes that somebody wants this to end, so that the terminal is given back as it was.
-async fn note_signals(ended: Arc<AtomicBool>) {
+/// Waits until somebody wants this to end, who shall get the terminal back as it was.
+async fn signalled() {
     let kinds = [
         SignalKind::interrupt(),
         SignalKind::terminate(),
         SignalKind::hangup(),
     ];
     let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = kinds.map(signal) else {
-        return;
+        return std::future::pending().await;
     };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
         _ = hangup.recv() => {}
     }
-    ended.store(true, Ordering::Relaxed);
-    // Whoever waits for a key of a terminal that is gone waits for ever, and there is nothing to give back.
-    tokio::time::sleep(5 * TICK).await;
-    std::process::exit(1);
 }
 
 /// Draws what there is to see until somebody quits.
