@@ -169,26 +169,36 @@ impl Watch {
         if state != before {
             self.allocator.update(id, |entry| entry.state = state);
         }
-        let uuid = ward.gpu.uuid.as_deref();
+        let uuid = ward.gpu.uuid.clone();
+        let uuid = uuid.as_deref().unwrap_or("no UUID");
         let named = |cause: Cause| Cause {
-            reason: format!("{id} ({}): {}", uuid.unwrap_or("no UUID"), cause.reason),
+            reason: format!("{id} ({uuid}): {}", cause.reason),
             ..cause
         };
         for order in orders {
             match order {
                 Order::Fail(cause) => self.allocator.fail(id, &named(cause), false),
                 Order::FailOnly(cause) => self.allocator.fail(id, &named(cause), true),
-                Order::Test => self.test(&ward.gpu),
+                Order::Test => {
+                    if let Err(error) = self.test(&ward.gpu) {
+                        let reason = format!("it cannot be tested: {error}");
+                        let failed = Signal::Tested(Err(&reason));
+                        // The next test is planned for later.
+                        ward.condition.signal(self.began.elapsed(), &failed);
+                        let state = ward.condition.state();
+                        self.allocator.update(id, |entry| entry.state = state);
+                    }
+                }
             }
         }
     }
 
-    /// Runs a self-test of a GPU on a thread of its own.
-    fn test(&self, gpu: &Gpu) {
+    /// Runs a self-test of a GPU on a thread of its own. Errors: where there is no thread.
+    fn test(&self, gpu: &Gpu) -> std::io::Result<()> {
         let (index, uuid, unfit) = (gpu.index, gpu.uuid.clone(), gpu.unfit());
         let (own, depth) = (self.own.clone(), (self.depth)(DeviceId::Cuda(index)));
         let thread = std::thread::Builder::new().name(format!("test-cuda:{index}"));
-        let spawned = thread.spawn(move || {
+        let test = thread.spawn(move || {
             let outcome = match (unfit, uuid) {
                 (Some(reason), _) => Err(reason.to_owned()),
                 (None, Some(uuid)) => probe(&uuid, depth),
@@ -199,11 +209,11 @@ impl Watch {
                 watch.monitor.refresh();
                 watch.tested(index, outcome);
             }
-        });
+        })?;
         let mut tests = self.tests.lock().unwrap_or_else(PoisonError::into_inner);
         tests.retain(|test| !test.is_finished());
-        // Without a thread no test ends, and the GPU stays as it is.
-        tests.extend(spawned);
+        tests.push(test);
+        Ok(())
     }
 
     fn tested(&self, index: u32, outcome: Result<Finding, String>) {
