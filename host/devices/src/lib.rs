@@ -1,9 +1,10 @@
 //! The machine's devices: what NVML tells about its GPUs, device strings, and who holds what.
 //!
 //! [`Monitor`] samples NVML off the request path → [`Snapshot`]. [`Selector`] is a device string,
-//! parsed once. [`Condition`] is how well a GPU is, and what follows. [`Allocator`] is one lock around pure parts: the ledger (what each device has and who
-//! holds it), [`Pool`]s, the [`Policy`] among free devices, and [`Place`]s in the queue. Deciding and
-//! recording is one step, and a [`Lease`] ends exactly once.
+//! parsed once. [`Condition`] is how well a GPU is, and what follows. [`Allocator`] is one lock around
+//! pure parts: the ledger (what each device has and who holds it), [`Pool`]s, the [`Policy`] among free
+//! devices, and [`Place`]s in the queue. Deciding and recording is one step, and a [`Lease`] ends
+//! exactly once.
 
 mod allocator;
 mod gpu;
