@@ -41,7 +41,7 @@ fn processes(gpu: &Gpu, usage: Option<&Usage>, workers: &HashMap<u32, String>) -
         let tasks = usage.map_or(&[][..], |usage| &usage.tasks);
         gpu.unfit().is_some() || tasks.iter().any(|(id, _)| id == *task)
     };
-    let described = gpu.processes.iter().map(|processes| {
+    let described = gpu.processes.as_ref().map(|processes| {
         let processes = processes.iter().map(|process| {
             let owner = workers.get(&process.pid).filter(leased);
             let mut described = json!(process);
@@ -50,7 +50,7 @@ fn processes(gpu: &Gpu, usage: Option<&Usage>, workers: &HashMap<u32, String>) -
         });
         processes.collect()
     });
-    described.last().unwrap_or(Value::Null)
+    described.unwrap_or(Value::Null)
 }
 
 /// Adds the processes to the answer about the GPUs of a snapshot.
