@@ -35,4 +35,5 @@ mod half;
 mod handle;
 pub mod nvml;
 pub mod processes;
+pub mod profiles;
 pub mod scenario;

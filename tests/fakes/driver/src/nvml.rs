@@ -12,7 +12,8 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::scenario::{Gpu, Profile, Scenario, Unit};
+use crate::profiles::Profile;
+use crate::scenario::{Gpu, Scenario, Unit};
 
 const SUCCESS: c_uint = 0;
 const UNINITIALIZED: c_uint = 1;
