@@ -283,7 +283,7 @@ impl Scenario {
         self.faults.iter().find(same)
     }
 
-    /// Reads the scenario file, anew where it has changed since it was last looked at, [`GLANCE`] ago.
+    /// Reads the scenario file, anew where it has changed since it was last looked at, 2 ms ago at most.
     /// Errors: a reason.
     pub fn read() -> Result<Arc<Self>, String> {
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
