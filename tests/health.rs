@@ -233,11 +233,10 @@ fn tasks_on_a_gpu_that_is_lost_fail_within_five_seconds_and_the_others_go_on() {
     let begun = Instant::now();
     scene.change("lost = true", "");
     let task = scene.fails("doomed", begun, "device.lost");
+    // NVML tells of it or the task's next kernel, whichever comes first.
+    let message = task["message"].as_str().unwrap();
     assert!(
-        task["message"]
-            .as_str()
-            .unwrap()
-            .contains("fell off the bus"),
+        message.contains("fell off the bus") || message.contains("CUDA_ERROR_UNKNOWN"),
         "{task}"
     );
     assert!(!exists(workers[0]), "its worker lives on");

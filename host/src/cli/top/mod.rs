@@ -52,7 +52,12 @@ pub(super) fn top(
     let mut terminal = ratatui::try_init()?;
     let (quits, mut quit) = oneshot::channel();
     let noticed = Arc::clone(&ended);
-    std::thread::spawn(move || quits.send(show(&mut terminal, &mut looks, &noticed)));
+    std::thread::spawn(move || {
+        let shown = show(&mut terminal, &mut looks, &noticed);
+        // This shows the cursor again.
+        drop(terminal);
+        quits.send(shown)
+    });
     let shown = runtime.block_on(async {
         tokio::select! {
             shown = &mut quit => shown,
