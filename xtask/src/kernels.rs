@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, bail};
 
@@ -48,17 +50,8 @@ fn number(line: &str, unit: &str) -> u32 {
     last.and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
-/// Compiles a source for one GPU and adds what its kernels take.
-fn measure(
-    nvcc: &Path,
-    source: &Path,
-    architecture: &str,
-    into: &mut BTreeMap<String, BTreeMap<usize, Use>>,
-) -> anyhow::Result<()> {
-    let column = ARCHITECTURES
-        .iter()
-        .position(|&known| known == architecture);
-    let column = column.context("a known architecture")?;
+/// Compiles a source for one GPU: its kernels by name, and what they take.
+fn measure(nvcc: &Path, source: &Path, architecture: &str) -> anyhow::Result<Vec<(String, Use)>> {
     let output = Command::new(nvcc)
         .arg(format!("-arch=sm_{architecture}"))
         .args(["-cubin", "-Xptxas", "-v", "-o", "/dev/null"])
@@ -68,6 +61,7 @@ fn measure(
     if !output.status.success() {
         bail!("{} for sm_{architecture}: {text}", source.display());
     }
+    let mut kernels = Vec::new();
     let mut current: Option<(String, Use)> = None;
     for line in text.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
@@ -86,10 +80,54 @@ fn measure(
             } else {
                 0
             };
-            into.entry(name).or_default().insert(column, usage);
+            kernels.push((name, usage));
         }
     }
-    Ok(())
+    Ok(kernels)
+}
+
+/// Compiles all sources for all GPUs, on all cores: what each kernel takes, by the GPU's place in
+/// [`ARCHITECTURES`].
+fn measure_all(
+    nvcc: &Path,
+    sources: &[PathBuf],
+) -> anyhow::Result<BTreeMap<String, BTreeMap<usize, Use>>> {
+    let columns = 0..ARCHITECTURES.len();
+    let jobs: Vec<(&Path, usize)> = sources
+        .iter()
+        .flat_map(|source| {
+            columns
+                .clone()
+                .map(move |column| (source.as_path(), column))
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut found = Vec::new();
+        while let Some(&(source, column)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let kernels = measure(nvcc, source, ARCHITECTURES[column])?;
+            found.extend(
+                kernels
+                    .into_iter()
+                    .map(|(name, usage)| (name, column, usage)),
+            );
+        }
+        anyhow::Ok(found)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let mut uses: BTreeMap<String, BTreeMap<usize, Use>> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            let found = worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            for (name, column, usage) in found {
+                uses.entry(name).or_default().insert(column, usage);
+            }
+        }
+        Ok(uses)
+    })
 }
 
 /// The page of figures.
@@ -150,7 +188,6 @@ pub(crate) fn kernels(root: &Path, check: bool) -> anyhow::Result<()> {
     sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
     sources.sort();
     let built = root.join("target/kernel.ptx");
-    let mut uses = BTreeMap::new();
     for source in &sources {
         let mut compile = Command::new(&nvcc);
         compile
@@ -160,10 +197,8 @@ pub(crate) fn kernels(root: &Path, check: bool) -> anyhow::Result<()> {
         let name = source.file_stem().context("a source has a name")?;
         let target = folder.join("ptx").join(name).with_extension("ptx");
         settle(&target, &std::fs::read_to_string(&built)?, check)?;
-        for architecture in ARCHITECTURES {
-            measure(&nvcc, source, architecture, &mut uses)?;
-        }
     }
+    let uses = measure_all(&nvcc, &sources)?;
     settle(&root.join("docs/kernels.md"), &page(&uses)?, check)?;
     println!("{} kernels of {} sources", uses.len(), sources.len());
     Ok(())
