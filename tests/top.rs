@@ -153,6 +153,9 @@ fn top_shows_gpus_and_tasks_follows_its_terminal_and_gives_it_back() {
             }),
         );
         assert_eq!(status, 200, "{answer}");
+        if id == "watched" {
+            server.wait(id, &["running"]);
+        }
     }
     let mut terminal = Terminal::top(&home);
     let address = format!("http://{}", server.address);
