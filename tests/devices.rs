@@ -459,6 +459,89 @@ fn a_full_queue_refuses_with_429_and_when_to_come_again() {
 }
 
 #[test]
+fn a_task_that_waits_longer_than_it_may_fails_and_gives_up_its_place() {
+    const ONE: &str = "[[gpu]]\nprofile = \"h100\"\nbus = 1\n";
+    let (home, machine) = (Home::new(), Machine::new(ONE));
+    let data = stripes(home.folder.path());
+    let server = serve(&home, &machine, &[]);
+    let begin = |id: &str, wait: Option<u64>, epochs: u64| {
+        let mut body = training(&data, "cuda:0", id);
+        body["num_epochs"] = epochs.into();
+        body["wait_seconds"] = json!(wait);
+        post(&server, START, &body)
+    };
+    begin("holder", None, 100_000);
+    server.wait("holder", &["running"]);
+    begin("patient", None, 1);
+    waits(&server, "patient", "cuda:0 runs 1 of 1 trainings");
+    let begun = Instant::now();
+    assert_eq!(begin("late", Some(1), 1)["wait_seconds"], 1);
+    let late = server.wait("late", &["failed", "running", "completed"]);
+    let took = begun.elapsed();
+    assert_eq!(
+        (&late["status"], &late["error_code"]),
+        (&json!("failed"), &json!("queue.deadline")),
+        "{late}"
+    );
+    let second = Duration::from_secs(1);
+    assert!((second..5 * second).contains(&took), "{took:?}");
+    let message = late["message"].as_str().unwrap();
+    assert!(message.starts_with("it waited 1."), "{message}");
+    assert!(
+        message.ends_with("cuda:0 runs 1 of 1 trainings"),
+        "{message}"
+    );
+    begin("at-once", Some(0), 1);
+    let refused_at_once = server.wait("at-once", &["failed", "running", "completed"]);
+    assert_eq!(refused_at_once["error_code"], "queue.deadline");
+    // One that waits behind those that have a plan has no worker.
+    for id in ["more-1", "more-2", "more-3"] {
+        begin(id, None, 1);
+        waits(&server, id, "cuda:0 runs 1 of 1 trainings");
+    }
+    begin("behind", Some(1), 1);
+    let behind = server.wait("behind", &["failed", "running", "completed"]);
+    assert_eq!(behind["error_code"], "queue.deadline", "{behind}");
+    let message = behind["message"].as_str().unwrap();
+    assert!(
+        message.ends_with("it waits for a worker that plans it"),
+        "{message}"
+    );
+    assert_eq!(get(&server, "/api/v2/resources")["queue"]["waiting"], 4);
+    assert_eq!(server.wait("holder", &["running"])["status"], "running");
+    for (wait, code) in [
+        (json!(604_801), "request.wait"),
+        (json!(-1), "request.member"),
+    ] {
+        let mut odd = training(&data, "cuda:0", "odd");
+        odd["wait_seconds"] = wait;
+        assert_eq!(refused(&server, START, &odd), code);
+    }
+    for id in ["more-1", "more-2", "more-3", "holder"] {
+        post(&server, &format!("/api/v2/tasks/{id}/cancel"), &Value::Null);
+    }
+    let patient = server.wait("patient", &["failed", "completed"]);
+    assert_eq!(patient["status"], "completed", "{patient}");
+    // Nothing is before it.
+    begin("free", Some(0), 1);
+    let free = server.wait("free", &["failed", "completed"]);
+    assert_eq!(free["status"], "completed", "{free}");
+    server.stop();
+
+    machine.change(&format!("{ONE}used_mib = 80000\n"));
+    let folder = data.to_str().unwrap();
+    let run = ["run", "digits", "train", "--data", folder, "--device"];
+    let mut command = home.hangar(&[&run[..], &["cuda:0", "--wait", "1"]].concat());
+    let output = machine.on(&mut command).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && told.contains("it waited 1."),
+        "{told}"
+    );
+    assert!(told.contains("other programs"), "{told}");
+}
+
+#[test]
 fn the_cpu_takes_tasks_for_gpus_only_where_the_operator_lets_it() {
     let home = Home::new();
     let data = stripes(home.folder.path());

@@ -186,6 +186,7 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             tf32: arguments.dtype == Precision::Tf32,
             policy: None,
             priority: 5,
+            wait_seconds: None,
             description: None,
             data: Vec::new(),
             weights: None,

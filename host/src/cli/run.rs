@@ -16,6 +16,7 @@ use crate::inputs::{existing, source};
 use crate::machine::{Machine, PERIOD};
 use crate::output;
 use crate::settings::Settings;
+use crate::tasks::deadline::MOST_SECONDS;
 use crate::tasks::lock::Role;
 use crate::tasks::resume::Resume;
 use crate::tasks::store::Event;
@@ -54,6 +55,10 @@ pub(super) struct Arguments {
     /// round-robin, pack, spread or coolest [default: the pool's, else the host's].
     #[arg(long)]
     policy: Option<Policy>,
+    /// Fails instead of waiting longer for a device; 0 starts at once or not at all [default: waits for
+    /// ever].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
+    wait: Option<u64>,
     /// Lets matrix products on a GPU round their inputs to TF32, which is faster.
     #[arg(long)]
     tf32: bool,
@@ -205,6 +210,7 @@ fn submission(
         tf32: arguments.tf32,
         policy: arguments.policy,
         priority: 5,
+        wait_seconds: arguments.wait,
         description: None,
         data,
         weights: arguments.weights.as_deref().map(existing).transpose()?,

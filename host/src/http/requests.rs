@@ -9,6 +9,7 @@ use super::problem::Problem;
 use crate::inputs;
 use crate::plugins::Registry;
 use crate::tasks::Tasks;
+use crate::tasks::deadline::MOST_SECONDS;
 use crate::tasks::error::TaskError;
 use crate::tasks::resume::Resume;
 use crate::tasks::task::{Submission, TaskKind, TaskRecord};
@@ -47,6 +48,7 @@ pub(super) struct Training {
     task_id: Option<String>,
     #[serde(default = "training_priority")]
     priority: u8,
+    wait_seconds: Option<u64>,
     description: Option<String>,
     #[serde(default)]
     params: Map<String, Value>,
@@ -74,6 +76,7 @@ pub(super) struct Inference {
     task_id: Option<String>,
     #[serde(default = "inference_priority")]
     priority: u8,
+    wait_seconds: Option<u64>,
     description: Option<String>,
     #[serde(default)]
     params: Map<String, Value>,
@@ -168,6 +171,7 @@ impl Training {
             tf32: self.tf32 || earlier.is_some_and(|task| task.tf32),
             policy: policy(self.policy)?.or(earlier.and_then(|task| task.policy)),
             priority: self.priority,
+            wait_seconds: self.wait_seconds,
             data,
             weights,
             save: save.or(resumed.as_ref().map(|resumed| resumed.state.folder.clone())),
@@ -217,6 +221,7 @@ impl Inference {
             tf32: self.tf32,
             policy: policy(self.policy)?,
             priority: self.priority,
+            wait_seconds: self.wait_seconds,
             data,
             weights: Some(self.weight_path),
             save: folder(self.save_path, self.name)?,
@@ -237,6 +242,7 @@ struct Common {
     tf32: bool,
     policy: Option<devices::Policy>,
     priority: u8,
+    wait_seconds: Option<u64>,
     data: Vec<crate::tasks::task::DataSource>,
     weights: Option<PathBuf>,
     save: Option<PathBuf>,
@@ -255,6 +261,14 @@ fn common(c: Common) -> Result<Submission, Problem> {
         return Err(Problem::invalid(
             "request.priority",
             "`priority` lies between 1 (first) and 10",
+        ));
+    }
+    if c.wait_seconds > Some(MOST_SECONDS) {
+        return Err(Problem::invalid(
+            "request.wait",
+            format!(
+                "`wait_seconds` lies between 0 (start at once or not at all) and {MOST_SECONDS}"
+            ),
         ));
     }
     let parsed: Result<devices::Selector, _> = c.device.parse();
@@ -276,6 +290,7 @@ fn common(c: Common) -> Result<Submission, Problem> {
         tf32: c.tf32,
         policy: c.policy,
         priority: c.priority,
+        wait_seconds: c.wait_seconds,
         description: c.description,
         data: c.data,
         weights: c

@@ -26,6 +26,7 @@ fn response(record: &TaskRecord) -> Value {
         "progress": record.progress,
         "device": record.device,
         "priority": record.priority,
+        "wait_seconds": record.wait_seconds,
         "created_at": record.created_at,
         "updated_at": record.updated_at,
         "current_epoch": record.current_epoch,

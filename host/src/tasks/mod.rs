@@ -1,6 +1,7 @@
 //! Tasks: records, the store of them and their events, the queue, and the supervisor that runs each
 //! in a worker.
 
+pub mod deadline;
 pub mod error;
 pub mod lock;
 pub mod resume;
@@ -17,6 +18,7 @@ use std::time::Instant;
 use devices::{Kind, Place, Selector};
 use tokio::sync::{Notify, watch};
 
+use self::deadline::Deadline;
 use self::error::TaskError;
 use self::lock::{Hold, Role};
 use self::store::{Event, Store, TaskFilter};
@@ -89,6 +91,14 @@ type Key = (String, Kind);
 struct Waiting {
     id: String,
     key: Key,
+    turn: Turn,
+}
+
+/// What a task's request says of its turn.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    place: Place,
+    deadline: Option<Deadline>,
 }
 
 struct Planning {
@@ -101,6 +111,14 @@ struct Planning {
 /// RFC 3339, UTC, in microseconds: of one length, so that texts sort as times do.
 fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())
+}
+
+/// Waits until a time; for ever where there is none.
+async fn reached(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl From<TaskKind> for Kind {
@@ -208,6 +226,7 @@ impl Tasks {
             lease_observed_bytes: None,
             scratch_bytes: None,
             priority: submission.priority,
+            wait_seconds: submission.wait_seconds,
             description: submission.description,
             message: "recorded".to_owned(),
             error_code: None,
@@ -421,6 +440,10 @@ impl Inner {
             Waiting {
                 id: record.id.clone(),
                 key: (device, record.kind.into()),
+                turn: Turn {
+                    place,
+                    deadline: Deadline::of(record),
+                },
             },
         );
         Ok(())
@@ -463,13 +486,13 @@ impl Inner {
         self.record(record, Some(event));
     }
 
-    /// Starts workers for what waits, the first in rank first.
+    /// Starts workers for what waits, the first in rank first. What has waited too long for one ends.
     async fn schedule(self: Arc<Self>) {
         loop {
-            while let Some((id, place, told)) = self.next() {
+            while let Some((id, turn, told)) = self.next() {
                 let inner = Arc::clone(&self);
                 tokio::spawn(async move {
-                    supervisor::run(&inner, &id, place, told).await;
+                    supervisor::run(&inner, &id, turn, told).await;
                     let mut live = inner.live();
                     live.tasks.remove(&id);
                     live.planning.remove(&id);
@@ -477,11 +500,46 @@ impl Inner {
                     inner.changed();
                 });
             }
-            self.wake.notified().await;
+            let next = self.expire();
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = reached(next) => {}
+            }
         }
     }
 
-    fn next(&self) -> Option<(String, Place, watch::Receiver<bool>)> {
+    /// Ends what has waited too long for a worker. Gives when the next will have.
+    fn expire(&self) -> Option<tokio::time::Instant> {
+        let now = tokio::time::Instant::now();
+        let (mut overdue, mut next) = (Vec::new(), None);
+        let mut live = self.live();
+        live.queue.retain(|_, waiting| match waiting.turn.deadline {
+            Some(deadline) if deadline.at() <= now => {
+                overdue.push((waiting.id.clone(), deadline));
+                false
+            }
+            Some(deadline) => {
+                next = Some(next.map_or(deadline.at(), |at| deadline.at().min(at)));
+                true
+            }
+            None => true,
+        });
+        for (id, _) in &overdue {
+            live.tasks.remove(id);
+        }
+        drop(live);
+        for (id, deadline) in overdue {
+            let Ok(mut record) = self.store.get(&id) else {
+                continue;
+            };
+            let error = deadline.overdue(now, record.waiting_reason.take());
+            let code = Some(error.code().to_owned());
+            self.end(&mut record, TaskState::Failed, &error.to_string(), code);
+        }
+        next
+    }
+
+    fn next(&self) -> Option<(String, Turn, watch::Receiver<bool>)> {
         let mut live = self.live();
         let plan = live
             .planning
@@ -500,7 +558,7 @@ impl Inner {
             same.len() < AHEAD || same.iter().all(|other| *place < other)
         };
         let place = *live.queue.iter().find(may)?.0;
-        let Waiting { id, key } = live.queue.remove(&place)?;
+        let Waiting { id, key, turn } = live.queue.remove(&place)?;
         let told = live.tasks.get(&id)?.subscribe();
         let planning = Planning {
             key,
@@ -508,7 +566,7 @@ impl Inner {
             planned: false,
         };
         live.planning.insert(id.clone(), planning);
-        Some((id, place, told))
+        Some((id, turn, told))
     }
 
     /// The task has planned and asks for its lease: another may plan.

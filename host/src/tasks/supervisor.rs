@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use devices::{DeviceId, Lease, Place, Refusal, Request, Selector, Taken, Ticket};
+use devices::{DeviceId, Lease, Refusal, Request, Selector, Taken, Ticket};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::deadline::{Deadline, Overdue};
 use super::store::Event;
 use super::task::{DeviceMemory, TaskKind, TaskRecord, TaskState};
-use super::{Inner, now};
+use super::{Inner, Turn, now};
 use crate::machine::returned::{BOUND, Returned};
 use crate::worker::protocol::{
     DataGrant, Failure, FromWorker, Grant, LeaseRequest, Start, ToWorker, receive, send,
@@ -48,17 +49,17 @@ fn failed(code: &str, message: impl Into<String>) -> End {
 
 /// Runs a task to its end, and records it. One that has not begun to compute when the host ends
 /// stays queued.
-pub(super) async fn run(inner: &Arc<Inner>, id: &str, place: Place, told: watch::Receiver<bool>) {
+pub(super) async fn run(inner: &Arc<Inner>, id: &str, turn: Turn, told: watch::Receiver<bool>) {
     let Ok(mut record) = inner.store.get(id) else {
         return;
     };
-    let mut end = attempt(inner, &mut record, place, told.clone()).await;
+    let mut end = attempt(inner, &mut record, turn, told.clone()).await;
     // Another program was faster with the memory. It is measured now, and the task has not begun.
     if end.code.as_deref() == Some(EXHAUSTED) && record.started_at.is_none() {
         let again = format!("{}; the task is tried once more", end.message);
         inner.record(&mut record, Some(event("warning", again)));
-        inner.plans_again(&record, place);
-        end = attempt(inner, &mut record, place, told).await;
+        inner.plans_again(&record, turn.place);
+        end = attempt(inner, &mut record, turn, told).await;
     }
     if end.state == TaskState::Interrupted && record.state == TaskState::Queued {
         return;
@@ -69,10 +70,10 @@ pub(super) async fn run(inner: &Arc<Inner>, id: &str, place: Place, told: watch:
 async fn attempt(
     inner: &Arc<Inner>,
     record: &mut TaskRecord,
-    place: Place,
+    turn: Turn,
     told: watch::Receiver<bool>,
 ) -> End {
-    let supervised = supervise(inner, record, place, told).await;
+    let supervised = supervise(inner, record, turn, told).await;
     supervised.unwrap_or_else(|error| failed("worker.failed", format!("{error:#}")))
 }
 
@@ -112,7 +113,7 @@ fn start(inner: &Inner, record: &TaskRecord) -> Start {
 async fn supervise(
     inner: &Arc<Inner>,
     record: &mut TaskRecord,
-    place: Place,
+    turn: Turn,
     mut told: watch::Receiver<bool>,
 ) -> anyhow::Result<End> {
     let (worker, socket) = spawn::spawn(&inner.settings.machine.uuids())?;
@@ -130,6 +131,8 @@ async fn supervise(
     let _reader = tokio_util::task::AbortOnDropHandle::new(reader);
     tell(&mut sink, ToWorker::Start(Box::new(start(inner, record)))).await;
     let deadline = Instant::now() + Duration::from_secs(inner.settings.limits.wall_seconds);
+    // A task that has had a lease has begun.
+    let mut overdue = turn.deadline;
     let mut changes = inner.changes.subscribe();
     let mut last_word = Instant::now();
     let (mut lease, mut wish): (Option<Lease>, Option<Ticket>) = (None, None);
@@ -154,7 +157,7 @@ async fn supervise(
                     break Some(failed("worker.died", worker.ended(PATIENCE).await));
                 };
                 match message {
-                    FromWorker::AcquireLease(asked) => match ask(inner, record, place, &asked) {
+                    FromWorker::AcquireLease(asked) => match ask(inner, record, turn, &asked) {
                         Ok(ticket) => wish = Some(ticket),
                         Err(failure) => tell(&mut sink, ToWorker::Refused(failure)).await,
                     },
@@ -185,11 +188,19 @@ async fn supervise(
                     other => note(inner, record, other),
                 }
             }
-            decided = decision(&mut wish) => {
+            decided = decision(&mut wish, overdue) => {
                 wish = None;
                 match decided {
-                    Ok(granted) => lease = Some(grant(inner, record, granted, &mut sink).await),
-                    Err(refusal) => tell(&mut sink, ToWorker::Refused(refused(&refusal))).await,
+                    Ok(Ok(granted)) => {
+                        overdue = None;
+                        lease = Some(grant(inner, record, granted, &mut sink).await);
+                    }
+                    Err(error) => {
+                        // It has not begun, and what it would do without its device is not wanted.
+                        worker.kill().await;
+                        break Some(failed(error.code(), error.to_string()));
+                    }
+                    Ok(Err(refusal)) => tell(&mut sink, ToWorker::Refused(refused(&refusal))).await,
                 }
             }
             _ = changes.changed(), if wish.is_some() || lease.is_some() => {
@@ -261,11 +272,22 @@ async fn cancel(told: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Waits until a wish is decided; for ever where there is none.
-async fn decision(wish: &mut Option<Ticket>) -> Result<Lease, Refusal> {
-    match wish {
-        Some(ticket) => ticket.await,
-        None => std::future::pending().await,
+/// Waits until a wish is decided; for ever where there is none. Errors: one that still waits at the
+/// deadline.
+async fn decision(
+    wish: &mut Option<Ticket>,
+    deadline: Option<Deadline>,
+) -> Result<Result<Lease, Refusal>, Overdue> {
+    let Some(ticket) = wish else {
+        return std::future::pending().await;
+    };
+    let Some(deadline) = deadline else {
+        return Ok(ticket.await);
+    };
+    // What is decided is taken, however late it is.
+    match tokio::time::timeout_at(deadline.at(), &mut *ticket).await {
+        Ok(decided) => Ok(decided),
+        Err(_) => Err(deadline.overdue(Instant::now(), ticket.reason())),
     }
 }
 
@@ -273,7 +295,7 @@ async fn decision(wish: &mut Option<Ticket>) -> Result<Lease, Refusal> {
 fn ask(
     inner: &Inner,
     record: &mut TaskRecord,
-    place: Place,
+    turn: Turn,
     asked: &LeaseRequest,
 ) -> Result<Ticket, Failure> {
     // The user's choice wins over what the worker says.
@@ -291,7 +313,7 @@ fn ask(
         task: record.id.clone(),
         plugin: record.plugin.clone(),
         policy: record.policy,
-        place,
+        place: turn.place,
     });
     let ticket = submitted.map_err(|refusal| refused(&refusal))?;
     waits(inner, record, Some(&ticket));
@@ -488,5 +510,61 @@ fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
         | FromWorker::LeaseReleased
         | FromWorker::Memory { .. }
         | FromWorker::Finished { .. } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use devices::{Allocator, DeviceEntry, Kind, Limits, Place, Policy, State};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn wish(allocator: &Arc<Allocator>, number: u64) -> Ticket {
+        let request = Request {
+            selector: Selector::Device(DeviceId::Cpu),
+            kind: Kind::Training,
+            bytes: 1,
+            gpu_bytes: 1,
+            task: number.to_string(),
+            plugin: "digits".to_owned(),
+            policy: None,
+            place: Place::new(Duration::ZERO, 5, number),
+        };
+        allocator.submit(request).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_wish_that_waits_at_its_deadline_is_refused_and_one_that_is_granted_is_not() {
+        let cpu = DeviceEntry {
+            id: DeviceId::Cpu,
+            uuid: None,
+            model: "CPU".to_owned(),
+            compute_capability: None,
+            memory_bytes: 1 << 30,
+            headroom_bytes: 0,
+            overhead_bytes: 0,
+            limits: Limits {
+                training: 1,
+                inference: 1,
+            },
+            state: State::Ready,
+            draining: false,
+        };
+        let allocator = Allocator::new(vec![cpu], Policy::default());
+        let passed = Some(Deadline::new(SECOND, 3 * SECOND, Instant::now()));
+        let mut first = Some(wish(&allocator, 1));
+        let lease = decision(&mut first, passed).await.unwrap().unwrap();
+        let mut second = Some(wish(&allocator, 2));
+        let refused = decision(&mut second, passed).await.unwrap_err().to_string();
+        assert!(refused.starts_with("it waited 3.0 s"), "{refused}");
+        assert!(refused.ends_with("cpu runs 1 of 1 trainings"), "{refused}");
+        let begun = Instant::now();
+        let soon = Deadline::new(SECOND / 20, Duration::ZERO, begun);
+        decision(&mut second, Some(soon)).await.unwrap_err();
+        assert!(begun.elapsed() >= SECOND / 20);
+        drop(lease);
+        decision(&mut second, passed).await.unwrap().unwrap();
     }
 }

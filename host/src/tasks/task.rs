@@ -86,6 +86,8 @@ pub struct Submission {
     pub policy: Option<Policy>,
     /// 1 (first) to 10.
     pub priority: u8,
+    /// How long it may wait, in seconds; 0 where it starts at once or not at all, none for ever.
+    pub wait_seconds: Option<u64>,
     /// The user's note.
     pub description: Option<String>,
     /// Data sets granted.
@@ -169,6 +171,9 @@ pub struct TaskRecord {
     pub scratch_bytes: Option<u64>,
     /// 1 (first) to 10.
     pub priority: u8,
+    /// How long it may wait, in seconds; none for ever.
+    #[serde(default)]
+    pub wait_seconds: Option<u64>,
     /// The user's note.
     pub description: Option<String>,
     /// The last thing to know, for people.
