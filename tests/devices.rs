@@ -218,6 +218,7 @@ fn settings_are_merged_checked_and_outlive_the_host() {
             "max_concurrent": { "cuda:1": { "training": 4 }, "cpu": { "inference": 7 } },
             "policy": "pack",
             "cpu_fallback": false,
+            "health": { "cool_seconds": 20 },
             "pools": {
                 "large": { "min_memory_bytes": 40_000_000_000u64 },
                 "small": { "models": ["T4"], "plugins": ["digits"], "limits": { "training": 1 } },
@@ -260,6 +261,7 @@ fn settings_are_merged_checked_and_outlive_the_host() {
     );
     assert_eq!(current["policy"], "pack");
     assert_eq!(current["cpu_fallback"], false);
+    assert_eq!(current["health"]["cool_seconds"], 20);
     for (change, code) in [
         (
             json!({ "max_concurrent": { "cuda:9": { "training": 1 } } }),
@@ -363,7 +365,9 @@ fn tasks_go_where_pools_policies_and_drained_gpus_let_them() {
     odd["policy"] = "random".into();
     assert_eq!(refused(&server, START, &odd), "device.policy");
 
-    // A GPU that is too hot is left alone until it has cooled.
+    // A GPU that is too hot is left alone until it has been cool for a while.
+    assert_eq!(get(&server, CONFIG)["health"]["cool_seconds"], 30);
+    post(&server, CONFIG, &json!({ "health": { "cool_seconds": 2 } }));
     machine.change(&FOUR.replace("\"h100\"", "\"h100\"\ntemperature = 86"));
     let start = Instant::now();
     while get(&server, "/api/v2/resources/gpu")["devices"][1]["health"] != "throttled" {
@@ -373,8 +377,10 @@ fn tasks_go_where_pools_policies_and_drained_gpus_let_them() {
     post(&server, START, &training(&data, "cuda:1", "hot"));
     waits(&server, "hot", "cuda:1 is 3 °C from its slowdown");
     machine.change(FOUR);
+    let cooled = Instant::now();
     let task = server.wait("hot", &["failed", "completed"]);
     assert_eq!(task["device"], "cuda:1", "{task}");
+    assert!(cooled.elapsed() >= Duration::from_secs(2));
 
     // A pool's task waits while its only GPU is drained, the others' GPUs being free.
     post(&server, "/api/v2/devices/cuda:3/drain", &Value::Null);

@@ -281,6 +281,8 @@ fn a_worker_that_hangs_on_a_lost_gpu_is_killed() {
 #[test]
 fn a_gpu_that_slows_down_for_heat_is_throttled_and_one_at_its_power_limit_is_not() {
     let scene = Scene::new();
+    let cool = json!({ "health": { "cool_seconds": 1 } });
+    crate::devices::post(&scene.server, crate::devices::CONFIG, &cool);
     scene.train("cuda:1", "goes-on");
     // NVML's bits: software thermal slowdown, then software power cap.
     scene.change("throttle = 0x20", "");

@@ -55,6 +55,8 @@ pub struct Change {
     pub policy: Option<Policy>,
     /// Whether `cuda` means the CPU where no GPU can run tasks.
     pub cpu_fallback: Option<bool>,
+    /// Seconds for which a GPU that was too hot stays cool before it takes tasks again.
+    pub cool_seconds: Option<u64>,
     /// Limits of devices, of `cuda` (every GPU), of pools.
     pub limits: Vec<(Selector, PartialLimits)>,
     /// Memory of GPUs, or of `cuda` (every GPU), that no lease takes, in bytes; none is the default.
@@ -186,8 +188,10 @@ fn entry(gpu: &Gpu, settings: &Settings) -> DeviceEntry {
     }
 }
 
-fn measurement(gpu: &Gpu) -> (DeviceId, Measurement) {
+/// What a sample of a GPU, taken at a time since some beginning, tells the allocator.
+fn measurement(gpu: &Gpu, at: Duration) -> (DeviceId, Measurement) {
     let measurement = Measurement {
+        at,
         used_bytes: gpu.memory_used_bytes,
         utilization_percent: gpu.utilization_gpu_percent,
         thermal_margin_c: gpu.readings.thermal_margin_c,
@@ -225,6 +229,7 @@ impl Machine {
         let devices = std::iter::once(cpu).chain(gpus).collect();
         let allocator = Allocator::new(devices, settings.policy);
         allocator.set_cpu_fallback(settings.cpu_fallback);
+        allocator.set_cool(Duration::from_secs(settings.health.cool_seconds));
         allocator.set_pools(settings.named_pools()?);
         let settings = Arc::new(Mutex::new(settings));
         let watch = Watch::new(
@@ -263,6 +268,9 @@ impl Machine {
         let mut settings = kept.clone();
         settings.policy = change.policy.unwrap_or(settings.policy);
         settings.cpu_fallback = change.cpu_fallback.unwrap_or(settings.cpu_fallback);
+        if let Some(seconds) = change.cool_seconds {
+            settings.health.cool_seconds = seconds;
+        }
         for (name, pool) in change.pools {
             match pool {
                 Some(pool) => drop(settings.pools.insert(name, pool)),
@@ -308,6 +316,7 @@ impl Machine {
         settings.write(state).map_err(ChangeError::Failed)?;
         allocator.set_policy(settings.policy);
         allocator.set_cpu_fallback(settings.cpu_fallback);
+        allocator.set_cool(Duration::from_secs(settings.health.cool_seconds));
         allocator.set_pools(pools);
         for usage in allocator.usage() {
             let (id, key) = (usage.device, key(&snapshot, usage.device));

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use devices::{InvalidPool, Limits, PartialLimits, Policy, Pool, PoolName};
+use devices::{COOL, InvalidPool, Limits, PartialLimits, Policy, Pool, PoolName};
 use serde::{Deserialize, Serialize};
 
 /// The file in the state folder.
@@ -31,6 +31,24 @@ pub struct Settings {
     pub pools: BTreeMap<String, Pool>,
     /// UUIDs of GPUs that take no new tasks.
     pub drained: BTreeSet<String>,
+    /// What follows from how well GPUs are.
+    pub health: HealthSettings,
+}
+
+/// What follows from how well GPUs are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthSettings {
+    /// Seconds for which a GPU that was too hot stays cool before it takes tasks again.
+    pub cool_seconds: u64,
+}
+
+impl Default for HealthSettings {
+    fn default() -> Self {
+        Self {
+            cool_seconds: COOL.as_secs(),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -42,6 +60,7 @@ impl Default for Settings {
             headroom_bytes: BTreeMap::new(),
             pools: BTreeMap::new(),
             drained: BTreeSet::new(),
+            health: HealthSettings::default(),
         }
     }
 }
@@ -196,6 +215,7 @@ mod tests {
         };
         settings.set_limits("cuda", change(Some(2), None));
         settings.drained.insert("GPU-a".to_owned());
+        settings.health.cool_seconds = 5;
         settings.set_headroom("GPU-a", Some(1 << 30));
         let pool = Pool {
             models: vec!["H100".to_owned()],

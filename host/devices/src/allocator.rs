@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use crate::ledger::{Cause, DeviceEntry, Measurement, State, Taken};
 use crate::policy::Policy;
@@ -44,7 +45,7 @@ pub struct Usage {
     pub state: State,
     /// Whether the operator keeps new tasks away from it.
     pub draining: bool,
-    /// Whether it takes no new task until it has cooled.
+    /// Whether it takes no new task until it has been cool for a while.
     pub hot: bool,
     /// Its pools.
     pub pools: Vec<PoolName>,
@@ -66,7 +67,7 @@ impl Usage {
         let drained = self.draining.then_some("it is drained by the operator");
         let hot = self
             .hot
-            .then_some("it is too close to its slowdown temperature");
+            .then_some("it is too hot, or has not been cool for long enough since");
         self.state.reason().or(drained).or(hot)
     }
 }
@@ -266,6 +267,18 @@ impl Allocator {
     /// Sets the host's policy.
     pub fn set_policy(&self, policy: Policy) {
         self.core().scheduler.policy = policy;
+        self.count();
+    }
+
+    /// How long a GPU that was too hot stays cool before it takes tasks again.
+    pub fn cool(&self) -> Duration {
+        self.core().scheduler.ledger.cool
+    }
+
+    /// Sets how long a GPU that was too hot stays cool before it takes tasks again; from the next
+    /// measurement on.
+    pub fn set_cool(&self, cool: Duration) {
+        self.core().scheduler.ledger.cool = cool;
         self.count();
     }
 

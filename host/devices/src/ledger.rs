@@ -1,19 +1,14 @@
 //! The ledger: what every device has, and who holds how much of it. No lock, no clock.
 
+use std::time::Duration;
+
+use crate::heat::{COOL, Heat};
 use crate::memory::{Average, Memory};
 use crate::policy::Candidate;
 use crate::pool::{GpuFacts, Pool};
 use crate::queue::Place;
 use crate::request::{Kind, Limits, PartialLimits, PerKind, Request};
 use crate::selector::{DeviceId, PoolName};
-
-/// A GPU this close to its slowdown temperature takes no new task, in °C.
-const HOT_MARGIN_C: i32 = 5;
-/// It takes tasks again this far from it.
-const COOL_MARGIN_C: i32 = 10;
-/// A GPU that slows its clocks down for heat in so many samples in a row takes no new task until it
-/// no longer does.
-const SLOWED_SAMPLES: u32 = 3;
 
 /// A device as the allocator is told of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +73,8 @@ pub struct Cause {
 /// What was measured on a GPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Measurement {
+    /// When, since any beginning.
+    pub at: Duration,
     /// Memory in use by all programs, in bytes; none where NVML does not tell.
     pub used_bytes: Option<u64>,
     /// Percent of the last sample period in which a kernel ran.
@@ -122,7 +119,7 @@ pub(crate) struct Hold {
 pub(crate) enum Block {
     State,
     Draining,
-    /// Too close to its slowdown temperature.
+    /// Too hot, or not cool for long enough since.
     Hot,
     Plugin,
     /// The device's limit of this kind.
@@ -144,11 +141,8 @@ pub(crate) struct Device {
     pub(crate) hold: Option<Hold>,
     pub(crate) memory: Memory,
     utilization: Option<f64>,
-    thermal_margin_c: Option<i32>,
+    heat: Heat,
     temperature_c: Option<u32>,
-    hot: bool,
-    /// Samples in a row in which it slowed its clocks down for heat.
-    slowed: u32,
     last_grant: u64,
 }
 
@@ -171,18 +165,15 @@ impl Device {
             hold: None,
             memory: Memory::default(),
             utilization: None,
-            thermal_margin_c: None,
+            heat: Heat::default(),
             temperature_c: None,
-            hot: false,
-            slowed: 0,
             last_grant: 0,
         }
     }
 
-    /// Whether it is too close to its slowdown temperature for a new task, or has not cooled enough
-    /// since it was.
+    /// Whether it is too hot for a new task, or has not been cool for long enough since.
     pub(crate) fn hot(&self) -> bool {
-        self.hot
+        self.heat.is_hot()
     }
 
     /// Bytes that a lease for the request takes here.
@@ -212,21 +203,10 @@ impl Device {
     }
 
     /// Takes a measurement; true where it leaves more room than the last.
-    fn measure(&mut self, measurement: &Measurement) -> bool {
-        self.thermal_margin_c = measurement.thermal_margin_c;
+    fn measure(&mut self, measurement: &Measurement, cool: Duration) -> bool {
         self.temperature_c = measurement.temperature_c;
-        let was_hot = self.hot;
-        self.slowed = match measurement.slowed_by_heat {
-            true => self.slowed.saturating_add(1),
-            false => 0,
-        };
-        self.hot = match self.thermal_margin_c {
-            _ if self.slowed >= SLOWED_SAMPLES => true,
-            Some(margin) if margin < HOT_MARGIN_C => true,
-            Some(margin) if margin < COOL_MARGIN_C => was_hot,
-            Some(_) | None => was_hot && self.slowed > 0,
-        };
-        let cooled = was_hot && !self.hot;
+        let (margin, slowed) = (measurement.thermal_margin_c, measurement.slowed_by_heat);
+        let cooled = self.heat.sample(measurement.at, margin, slowed, cool);
         self.utilization = measurement.utilization_percent.map(|percent| {
             let now = f64::from(percent);
             self.utilization
@@ -258,7 +238,7 @@ impl Device {
             allocatable_bytes: self.allocatable(),
             needed_bytes,
             utilization_percent: self.utilization,
-            thermal_margin_c: self.thermal_margin_c,
+            thermal_margin_c: self.heat.margin_c(),
             temperature_c: self.temperature_c,
             last_grant: self.last_grant,
         }
@@ -283,6 +263,8 @@ impl Device {
 pub(crate) struct Ledger {
     pub(crate) devices: Vec<Device>,
     pub(crate) pools: Vec<PoolEntry>,
+    /// How long a GPU that was too hot stays cool before it takes tasks again.
+    pub(crate) cool: Duration,
     /// What each device offers a task of each kind: one more than the bytes that the task may need, 0
     /// where it can run none. It is all in [`Device`] as well; a look at every device stays in the
     /// processor's cache with this.
@@ -298,6 +280,7 @@ impl Ledger {
             offers: vec![[0; 2]; devices.len()],
             devices: devices.into_iter().map(Device::new).collect(),
             pools: Vec::new(),
+            cool: COOL,
             leases: 0,
         };
         (0..ledger.devices.len()).for_each(|place| ledger.refresh(place));
@@ -307,7 +290,7 @@ impl Ledger {
     /// Works out what a device offers, after a change of it.
     fn refresh(&mut self, place: usize) {
         let device = &self.devices[place];
-        let open = device.entry.state == State::Ready && !device.entry.draining && !device.hot;
+        let open = device.entry.state == State::Ready && !device.entry.draining && !device.hot();
         let bytes = device
             .allocatable()
             .checked_sub(device.entry.overhead_bytes);
@@ -385,7 +368,7 @@ impl Ledger {
         if device.entry.draining {
             return Err(Block::Draining);
         }
-        if device.hot {
+        if device.hot() {
             return Err(Block::Hot);
         }
         if !device.pools.is_empty() && !self.allows(device, plugin) {
@@ -537,7 +520,7 @@ impl Ledger {
 
     /// Takes a measurement; true where it leaves more room than the last.
     pub(crate) fn measure(&mut self, place: usize, measurement: &Measurement) -> bool {
-        let more = self.devices[place].measure(measurement);
+        let more = self.devices[place].measure(measurement, self.cool);
         self.refresh(place);
         more
     }
@@ -560,15 +543,7 @@ impl Ledger {
                 }
             }
             Block::Draining => format!("{id} is drained by the operator"),
-            Block::Hot if device.slowed > 0 => {
-                format!(
-                    "{id} slows its clocks down for heat, and takes tasks again when it has cooled"
-                )
-            }
-            Block::Hot => format!(
-                "{id} is {} °C from its slowdown temperature, and takes tasks again at {COOL_MARGIN_C}",
-                device.thermal_margin_c.unwrap_or(0)
-            ),
+            Block::Hot => format!("{id} {}", device.heat.reason(self.cool)),
             Block::Plugin => format!("{id} is kept for other plugins than `{}`", request.plugin),
             Block::Limit(kind) => format!(
                 "{id} runs {} of {} {}",

@@ -9,6 +9,7 @@
 mod allocator;
 mod gpu;
 mod health;
+mod heat;
 mod history;
 mod ledger;
 mod memory;
@@ -25,6 +26,7 @@ mod visible;
 pub use allocator::{Allocator, Lease, PoolUsage, Returning, Ticket, Usage};
 pub use gpu::{Failure, Gpu, Process, Recovery, Snapshot, Source};
 pub use health::{Action, Condition, Health, LastXid, Order, Signal};
+pub use heat::COOL;
 pub use history::{HISTORY, History, Point};
 pub use ledger::{Cause, DeviceEntry, Measurement, State, Taken};
 pub use monitor::{Listing, Monitor, News};

@@ -27,6 +27,13 @@ struct Config {
     headroom_bytes: BTreeMap<String, Option<u64>>,
     /// `null` removes a pool.
     pools: BTreeMap<String, Option<Pool>>,
+    health: HealthConfig,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HealthConfig {
+    cool_seconds: Option<u64>,
 }
 
 impl From<ChangeError> for Problem {
@@ -63,6 +70,7 @@ fn current(machine: &Machine) -> Value {
         "max_concurrent": by_device(&usage, |usage| json!(usage.limits)),
         "headroom_bytes": by_device(&usage, |usage| json!(usage.headroom_bytes)),
         "pools": pools(machine),
+        "health": { "cool_seconds": machine.allocator.cool().as_secs() },
         "drained": drained.map(|usage| usage.device.to_string()).collect::<Vec<_>>(),
     })
 }
@@ -99,6 +107,7 @@ pub(super) async fn configure(State(host): Shared, body: Bytes) -> Result<Json<V
     let wanted = Change {
         policy: policy.map_err(|error| Problem::invalid("device.policy", error))?,
         cpu_fallback: config.cpu_fallback,
+        cool_seconds: config.health.cool_seconds,
         limits: by_selector(config.max_concurrent)?,
         headroom: by_selector(config.headroom_bytes)?,
         pools: config.pools.into_iter().collect(),

@@ -121,7 +121,8 @@ impl Watch {
                 }
             }
         }
-        let measured = snapshot.gpus.iter().map(measurement);
+        let now = self.began.elapsed();
+        let measured = snapshot.gpus.iter().map(|gpu| measurement(gpu, now));
         self.allocator.measured(&measured.collect::<Vec<_>>());
         for usage in self.allocator.usage() {
             if let DeviceId::Cuda(index) = usage.device {

@@ -429,51 +429,56 @@ fn a_drained_gpu_takes_nothing_until_it_is_enabled() {
 #[test]
 fn a_gpu_near_its_slowdown_temperature_takes_nothing_until_it_has_cooled() {
     let mut s = machine(2);
-    let margin = |s: &mut Scheduler, celsius: i32| {
+    let margin = |s: &mut Scheduler, second: u64, celsius: i32| {
         let thermal_margin_c = Some(celsius);
         let measurement = Measurement {
+            at: Duration::from_secs(second),
             thermal_margin_c,
             ..Measurement::default()
         };
         s.measure(&[(DeviceId::Cuda(0), measurement)])
     };
-    assert!(!margin(&mut s, 4));
+    assert!(!margin(&mut s, 0, 4));
     let (pinned, reason) = s.waits(training("cuda:0", 1, 0));
     assert!(
         reason.contains("cuda:0 is 4 °C from its slowdown"),
         "{reason}"
     );
     assert_eq!(s.granted(training("cuda", 1, 1)).device, DeviceId::Cuda(1));
-    margin(&mut s, 9);
+    margin(&mut s, 1, 11);
+    margin(&mut s, 30, 11);
     assert_eq!(s.grants(), []);
-    assert!(margin(&mut s, 10));
+    assert!(margin(&mut s, 31, 11));
     assert_eq!(s.grants(), [(pinned, "cuda:0".to_owned())]);
     // What runs goes on, and so does a GPU that was never too hot.
-    margin(&mut s, 6);
+    margin(&mut s, 32, 6);
     s.granted(inference("cuda:0", 1, 2));
 }
 
 #[test]
 fn a_gpu_that_slows_down_for_heat_again_and_again_takes_nothing_until_it_no_longer_does() {
     let mut s = machine(1);
-    let sample = |s: &mut Scheduler, slowed_by_heat| {
+    s.ledger.cool = Duration::from_secs(2);
+    let sample = |s: &mut Scheduler, second, slowed_by_heat| {
         let measurement = Measurement {
+            at: Duration::from_secs(second),
             slowed_by_heat,
             ..Measurement::default()
         };
         s.measure(&[(DeviceId::Cuda(0), measurement)])
     };
-    for slowed in [true, true, false, true, true] {
-        assert!(!sample(&mut s, slowed));
+    for (second, slowed) in (0..).zip([true, true, false, true, true]) {
+        assert!(!sample(&mut s, second, slowed));
     }
     s.granted(inference("cuda:0", 1, 0));
-    sample(&mut s, true);
+    sample(&mut s, 5, true);
     let (waiting, reason) = s.waits(inference("cuda:0", 1, 1));
     assert!(
         reason.contains("cuda:0 slows its clocks down for heat"),
         "{reason}"
     );
-    assert!(sample(&mut s, false));
+    assert!(!sample(&mut s, 6, false) && !sample(&mut s, 7, false));
+    assert!(sample(&mut s, 8, false));
     assert_eq!(s.grants(), [(waiting, "cuda:0".to_owned())]);
 }
 
