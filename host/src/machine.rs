@@ -185,6 +185,7 @@ fn entry(gpu: &Gpu, settings: &Settings) -> DeviceEntry {
         limits: settings.limits(&key, default_limits(id)),
         draining: settings.drained.contains(&key),
         state: State::Probing,
+        peers: gpu.facts.peers.clone().unwrap_or_default(),
     }
 }
 
@@ -225,6 +226,7 @@ impl Machine {
             limits: settings.limits("cpu", default_limits(DeviceId::Cpu)),
             draining: settings.drained.contains("cpu"),
             state: State::Ready,
+            peers: Vec::new(),
         };
         let devices = std::iter::once(cpu).chain(gpus).collect();
         let allocator = Allocator::new(devices, settings.policy);
@@ -432,10 +434,16 @@ impl Machine {
 
     /// The memory in use on a GPU by NVML, in bytes, sampled now; none where NVML does not tell in time.
     pub async fn used_bytes(&self, device: DeviceId) -> Option<u64> {
+        self.used_bytes_on(&[device]).await.pop()?
+    }
+
+    /// The same of several GPUs, in one sample.
+    pub async fn used_bytes_on(&self, devices: &[DeviceId]) -> Vec<Option<u64>> {
         let (monitor, asked) = (self.monitor.clone(), Instant::now());
         let sampled = tokio::task::spawn_blocking(move || monitor.refresh()).await;
-        let sampled = sampled.ok().filter(|sample| sample.taken >= Some(asked))?;
-        gpu(&sampled, device)?.memory_used_bytes
+        let sampled = sampled.ok().filter(|sample| sample.taken >= Some(asked));
+        let used = |device: &DeviceId| gpu(sampled.as_ref()?, *device)?.memory_used_bytes;
+        devices.iter().map(used).collect()
     }
 }
 

@@ -93,6 +93,7 @@ const CRATES: &[Crate] = &[
             ("nvml", &["gpu", "visible"]),
             ("history", &["gpu"]),
             ("monitor", &["gpu", "nvml"]),
+            ("gang", &["gpu"]),
             ("health", &["gpu", "ledger"]),
             ("policy", &[]),
             ("memory", &[]),
@@ -101,11 +102,15 @@ const CRATES: &[Crate] = &[
             ("pool", &["policy", "request", "selector"]),
             (
                 "ledger",
-                &["memory", "policy", "pool", "queue", "request", "selector"],
+                &[
+                    "gpu", "memory", "policy", "pool", "queue", "request", "selector",
+                ],
             ),
             (
                 "scheduler",
-                &["ledger", "policy", "pool", "queue", "request", "selector"],
+                &[
+                    "gang", "gpu", "ledger", "policy", "pool", "queue", "request", "selector",
+                ],
             ),
             (
                 "allocator",

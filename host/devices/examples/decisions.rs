@@ -46,6 +46,7 @@ fn request(number: u64, state: &mut u64) -> Request {
         } else {
             Kind::Inference
         },
+        gpus: 1,
         bytes,
         gpu_bytes: bytes,
         task: format!("task-{number}"),
@@ -70,6 +71,7 @@ fn gpu(ordinal: u32) -> DeviceEntry {
         },
         state: State::Ready,
         draining: false,
+        peers: Vec::new(),
     }
 }
 

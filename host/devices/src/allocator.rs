@@ -181,9 +181,16 @@ impl Allocator {
         result
     }
 
-    /// Whether tasks of a plugin can ever be granted where a selector says, memory aside.
-    pub fn check(&self, selector: &Selector, plugin: &str) -> Result<(), Refusal> {
-        self.core().scheduler.check(selector, plugin)
+    /// Whether tasks of a plugin and a kind can ever be granted so many devices where a selector says,
+    /// memory aside.
+    pub fn check(
+        &self,
+        selector: &Selector,
+        plugin: &str,
+        kind: Kind,
+        gpus: u32,
+    ) -> Result<(), Refusal> {
+        self.core().scheduler.check(selector, plugin, kind, gpus)
     }
 
     /// Whether a selector names something that there is.
@@ -401,7 +408,7 @@ impl Drop for Ticket {
     }
 }
 
-/// The right to use a device. It ends when it is dropped, exactly once.
+/// The right to use a device, or several at once. It ends when it is dropped, exactly once.
 #[derive(Debug)]
 pub struct Lease {
     allocator: Arc<Allocator>,
@@ -421,12 +428,18 @@ impl Lease {
 }
 
 impl Lease {
-    /// The device granted.
+    /// The device granted, the first of several.
     pub fn device(&self) -> DeviceId {
         self.grant.device
     }
 
-    /// Memory granted, in bytes.
+    /// All devices granted, in order.
+    pub fn devices(&self) -> Vec<DeviceId> {
+        let others = self.grant.others.iter().map(|(_, device)| *device);
+        std::iter::once(self.grant.device).chain(others).collect()
+    }
+
+    /// Memory granted on each device, in bytes.
     pub fn bytes(&self) -> u64 {
         self.grant.bytes
     }
@@ -438,42 +451,46 @@ impl Lease {
 
     /// Why it ends before its task does, once that is so.
     pub fn failure(&self) -> Option<Cause> {
-        let Grant { place, lease, .. } = self.grant;
         let core = self.allocator.core();
-        core.scheduler.ledger.failure(place, lease).cloned()
+        let ledger = &core.scheduler.ledger;
+        let mut places = self.grant.places().into_iter();
+        places.find_map(|place| ledger.failure(place, self.grant.lease).cloned())
     }
 
-    /// Takes a worker's word for what it has taken of the lease. Gives all of it in bytes, the overhead
-    /// of a context included.
+    /// Takes a worker's word for what it has taken of the lease on each device. Gives the most of it on
+    /// one in bytes, the overhead of a context included.
     pub fn observed(&self, taken: Taken) -> u64 {
-        let Grant { place, lease, .. } = self.grant;
         let mut core = self.allocator.core();
-        let observed = core.scheduler.ledger.observe(place, lease, taken);
+        let ledger = &mut core.scheduler.ledger;
+        let places = self.grant.places().into_iter();
+        let observed = places.map(|place| ledger.observe(place, self.grant.lease, taken));
+        let most = observed.max().unwrap_or(0);
         self.allocator.count();
-        observed
+        most
     }
 
-    /// Ends it, and gives what watches its memory return.
-    pub fn release(mut self) -> Returning {
+    /// Ends it, and gives what watches its memory return on each device.
+    pub fn release(mut self) -> Vec<Returning> {
         self.watched = true;
-        let Grant { place, lease, .. } = self.grant;
-        Returning {
+        let on = self.grant.places().into_iter().zip(self.devices());
+        let returning = on.map(|(place, device)| Returning {
             allocator: Arc::clone(&self.allocator),
-            device: self.grant.device,
+            device,
             place,
-            lease,
-        }
+            lease: self.grant.lease,
+        });
+        returning.collect()
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Grant { place, lease, .. } = self.grant;
+        let (places, lease) = (self.grant.places(), self.grant.lease);
         self.allocator.change(|core| {
-            core.scheduler.end(place, lease);
+            core.scheduler.end(&places, lease);
             // Of one that nobody was given nothing was taken.
-            if !self.watched {
-                core.scheduler.forget(place, lease);
+            for place in places.iter().filter(|_| !self.watched) {
+                core.scheduler.forget(*place, lease);
             }
         });
     }
@@ -549,6 +566,7 @@ mod tests {
             },
             state: State::Ready,
             draining: false,
+            peers: Vec::new(),
         }
     }
 
@@ -562,6 +580,7 @@ mod tests {
         Request {
             selector: Selector::AnyGpu,
             kind: Kind::Training,
+            gpus: 1,
             bytes,
             gpu_bytes: bytes,
             task: "t".to_owned(),
@@ -646,7 +665,7 @@ mod tests {
             assert_eq!(figures(), (10, 0, 0, 4));
             assert!(allocator.version() > version);
             if watched {
-                let returning = lease.release();
+                let returning = lease.release().remove(0);
                 assert_eq!(figures(), (0, 10, 0, 4));
                 assert_eq!((returning.seen(None), returning.seen(Some(12))), (10, 8));
                 assert_eq!(returning.write_off(), 8);
@@ -663,7 +682,7 @@ mod tests {
         drop(allocator.submit(training(20, 1)).unwrap());
         let lease = wait(allocator.submit(training(20, 2)).unwrap()).unwrap();
         let next = allocator.submit(training(20, 3)).unwrap();
-        let returning = lease.release();
+        let returning = lease.release().remove(0);
         assert!(next.reason().is_some());
         returning.forget();
         assert_eq!(next.reason(), None);

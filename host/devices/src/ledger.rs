@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::gpu::Peer;
 use crate::heat::{COOL, Heat};
 use crate::memory::{Average, Memory};
 use crate::policy::Candidate;
@@ -35,6 +36,8 @@ pub struct DeviceEntry {
     pub state: State,
     /// Whether the operator keeps new tasks away from it.
     pub draining: bool,
+    /// How it is linked to other GPUs, where NVML tells.
+    pub peers: Vec<Peer>,
 }
 
 /// Whether tasks can run on a device.
@@ -182,6 +185,19 @@ impl Device {
             DeviceId::Cpu => request.bytes,
             DeviceId::Cuda(_) => request.gpu_bytes.saturating_add(self.entry.overhead_bytes),
         }
+    }
+
+    /// Whether a task on several GPUs can have it as one of them. A process that sees an instance of a
+    /// GPU sees no other device.
+    pub(crate) fn joins(&self) -> bool {
+        let instance = |uuid: &String| uuid.starts_with("MIG-");
+        self.entry.id != DeviceId::Cpu && !self.entry.uuid.as_ref().is_some_and(instance)
+    }
+
+    /// How it is linked to another GPU; none where that is not known.
+    pub(crate) fn peer(&self, other: &Self) -> Option<&Peer> {
+        let uuid = other.entry.uuid.as_ref()?;
+        self.entry.peers.iter().find(|peer| peer.uuid == *uuid)
     }
 
     /// Bytes that leases could take together if no other program held any.
@@ -414,9 +430,14 @@ impl Ledger {
         Ok(())
     }
 
-    /// Records that a wish holds a device: the lease's number.
-    pub(crate) fn grant(&mut self, place: usize, request: &Request) -> u64 {
+    /// Records that a wish holds devices: the lease's number, the same on each.
+    pub(crate) fn grant(&mut self, places: &[usize], request: &Request) -> u64 {
         self.leases += 1;
+        places.iter().for_each(|&place| self.take(place, request));
+        self.leases
+    }
+
+    fn take(&mut self, place: usize, request: &Request) {
         let device = &mut self.devices[place];
         device.memory.grant(self.leases, device.need(request));
         device.last_grant = self.leases;
@@ -431,10 +452,9 @@ impl Ledger {
             *self.pools[pool].counts.of_mut(request.kind) += 1;
         }
         self.refresh(place);
-        self.leases
     }
 
-    /// Ends a lease. Gives the places of the devices that may take more now; none where there is no
+    /// Ends a lease on one of its devices. Gives the places of the devices that may take more now; none where there is no
     /// such lease.
     pub(crate) fn end(&mut self, place: usize, lease: u64) -> Vec<usize> {
         let device = &mut self.devices[place];

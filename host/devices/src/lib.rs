@@ -3,10 +3,11 @@
 //! [`Monitor`] samples NVML off the request path → [`Snapshot`]. [`Selector`] is a device string,
 //! parsed once. [`Condition`] is how well a GPU is, and what follows. [`Allocator`] is one lock around
 //! pure parts: the ledger (what each device has and who holds it), [`Pool`]s, the [`Policy`] among free
-//! devices, and [`Place`]s in the queue. Deciding and recording is one step, and a [`Lease`] ends
-//! exactly once.
+//! devices, the set of GPUs that a task on several gets, and [`Place`]s in the queue. Deciding and
+//! recording is one step, and a [`Lease`] ends exactly once.
 
 mod allocator;
+mod gang;
 mod gpu;
 mod health;
 mod heat;
@@ -24,7 +25,7 @@ mod selector;
 mod visible;
 
 pub use allocator::{Allocator, Lease, PoolUsage, Returning, Ticket, Usage};
-pub use gpu::{Failure, Gpu, Process, Recovery, Snapshot, Source};
+pub use gpu::{Failure, Gpu, Peer, Process, Recovery, Snapshot, Source};
 pub use health::{Action, Condition, Health, LastXid, Order, Signal};
 pub use heat::COOL;
 pub use history::{HISTORY, History, Point};

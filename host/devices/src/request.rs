@@ -91,6 +91,8 @@ pub struct Request {
     pub selector: Selector,
     /// For what.
     pub kind: Kind,
+    /// On how many GPUs at once, each with the memory asked for; 1 for one device.
+    pub gpus: u32,
     /// Memory on the processor, in bytes.
     pub bytes: u64,
     /// Memory on a GPU, in bytes, without what a context costs.
@@ -132,6 +134,14 @@ pub enum Refusal {
         /// The task's plugin.
         plugin: String,
     },
+    /// `device.replicas`.
+    #[error("the task asks for {wanted} GPUs, and {why}")]
+    Replicas {
+        /// GPUs asked for.
+        wanted: u32,
+        /// Why it can never have so many, with how many there are.
+        why: String,
+    },
     /// `memory.never-fits`.
     #[error(
         "the task needs {needed} bytes; `{device}` has {available} bytes, of which {headroom} are kept \
@@ -156,6 +166,7 @@ impl Refusal {
             Self::Unknown { .. } => "device.unknown",
             Self::Unschedulable { .. } => "device.unschedulable",
             Self::Plugin { .. } => "device.plugin",
+            Self::Replicas { .. } => "device.replicas",
             Self::NeverFits { .. } => "memory.never-fits",
         }
     }

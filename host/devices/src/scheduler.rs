@@ -10,7 +10,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::ledger::{DeviceEntry, Hold, Ledger, Measurement, State};
+use crate::gang::{self, Member};
+use crate::ledger::{Device, DeviceEntry, Hold, Ledger, Measurement, State};
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::queue::Place;
@@ -34,10 +35,20 @@ pub(crate) struct Grant {
     /// The device's place in the ledger.
     pub(crate) place: usize,
     pub(crate) device: DeviceId,
-    /// Without the overhead.
+    /// The other GPUs of a task on several.
+    pub(crate) others: Vec<(usize, DeviceId)>,
+    /// On each, without the overhead.
     pub(crate) bytes: u64,
     /// Why the processor where a GPU was asked for.
     pub(crate) fallback_reason: Option<String>,
+}
+
+impl Grant {
+    /// The places of all its devices.
+    pub(crate) fn places(&self) -> Vec<usize> {
+        let others = self.others.iter().map(|(place, _)| *place);
+        std::iter::once(self.place).chain(others).collect()
+    }
 }
 
 pub(crate) type Decision = Result<Grant, Refusal>;
@@ -49,8 +60,8 @@ struct Wish {
     fresh: bool,
     /// How often it was passed.
     passes: u32,
-    /// The device that is kept for it.
-    hold: Option<usize>,
+    /// The devices that are kept for it.
+    holds: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -101,10 +112,19 @@ impl Scheduler {
         std::mem::take(&mut self.decided)
     }
 
-    /// Whether tasks of a plugin can ever run where a selector says, memory aside.
-    pub(crate) fn check(&self, selector: &Selector, plugin: &str) -> Result<(), Refusal> {
+    /// Whether tasks of a plugin and a kind can ever run on so many devices where a selector says, memory
+    /// aside.
+    pub(crate) fn check(
+        &self,
+        selector: &Selector,
+        plugin: &str,
+        kind: Kind,
+        gpus: u32,
+    ) -> Result<(), Refusal> {
+        self.check_kind(selector, kind, gpus)?;
         let (devices, _) = self.resolve(selector)?;
-        self.check_plugin(selector, &devices, plugin)
+        self.check_plugin(selector, &devices, plugin)?;
+        self.check_gpus(selector, &devices, plugin, gpus)
     }
 
     /// Whether a selector names something that there is.
@@ -123,6 +143,7 @@ impl Scheduler {
 
     /// Puts a wish among those that wait, and decides on it: its number.
     pub(crate) fn submit(&mut self, request: Request) -> Result<u64, Refusal> {
+        self.check_kind(&request.selector, request.kind, request.gpus)?;
         let class = self.class(&request.selector, request.kind)?;
         self.check_wish(&self.classes[class].devices, &request)?;
         self.next += 1;
@@ -134,7 +155,7 @@ impl Scheduler {
                 request,
                 fresh: true,
                 passes: 0,
-                hold: None,
+                holds: Vec::new(),
             },
         );
         self.decide(Vec::new(), vec![class]);
@@ -147,14 +168,15 @@ impl Scheduler {
             return;
         };
         let removed = self.classes[class].waiting.remove(&(place, number));
-        let freed = removed.and_then(|wish| self.free(&wish));
-        self.decide(freed.into_iter().collect(), vec![class]);
+        let freed = removed.map_or_else(Vec::new, |wish| self.free(&wish));
+        self.decide(freed, vec![class]);
     }
 
-    /// Ends a lease.
-    pub(crate) fn end(&mut self, place: usize, lease: u64) {
-        let free = self.ledger.end(place, lease);
-        self.decide(free, Vec::new());
+    /// Ends a lease on all its devices.
+    pub(crate) fn end(&mut self, places: &[usize], lease: u64) {
+        let ended = places.iter().map(|&place| self.ledger.end(place, lease));
+        let free: Vec<Vec<usize>> = ended.collect();
+        self.decide(free.concat(), Vec::new());
     }
 
     /// Takes for free what an ended lease gave back.
@@ -182,9 +204,8 @@ impl Scheduler {
                 continue;
             };
             let more = self.ledger.measure(place, measurement);
-            if self.unhold_hopeless(place) || more {
-                free.push(place);
-            }
+            free.extend(self.unhold_hopeless(place));
+            free.extend(more.then_some(place));
         }
         let any = !free.is_empty();
         self.decide(free, Vec::new());
@@ -275,16 +296,30 @@ impl Scheduler {
             let block = self.ledger.admit(device, &wish.request).err()?;
             Some(self.ledger.explain(device, &wish.request, block))
         });
-        let mut reasons: Vec<String> = blocks.take(NAMED).collect();
-        if reasons.is_empty() {
+        let blocks: Vec<String> = blocks.collect();
+        let blocked = blocks.len();
+        let mut reasons: Vec<String> = blocks.into_iter().take(NAMED).collect();
+        if wish.request.gpus > 1 {
+            let free = class.devices.iter().filter(|&&device| {
+                self.ledger.devices[device].joins() && self.ledger.fits(device, &wish.request)
+            });
+            let (gpus, free) = (wish.request.gpus, free.count());
+            let together = if free < gpus as usize {
+                ""
+            } else {
+                ", but not together: a pool's limit leaves less, or a task is before it"
+            };
+            let told = format!("it waits for {gpus} GPUs at once, and {free} have room{together}");
+            reasons.insert(0, told);
+        } else if reasons.is_empty() {
             let before = class.waiting.range(..(place, number)).count();
             return Some(format!(
                 "{before} tasks for `{}` are before it",
                 class.selector
             ));
         }
-        if class.devices.len() > NAMED {
-            reasons.push(format!("and {} more", class.devices.len() - NAMED));
+        if blocked > NAMED {
+            reasons.push(format!("and {} more", blocked - NAMED));
         }
         Some(reasons.join("; "))
     }
@@ -398,32 +433,76 @@ impl Scheduler {
         })
     }
 
-    /// Whether a wish can ever be granted one of these devices.
-    fn check_wish(&self, devices: &[usize], request: &Request) -> Result<(), Refusal> {
-        self.check_plugin(&request.selector, devices, &request.plugin)?;
-        let devices = devices.iter().map(|&place| &self.ledger.devices[place]);
-        let mut most = None;
-        for device in devices.filter(|device| self.ledger.allows(device, &request.plugin)) {
-            if device.need(request) <= device.most() {
-                return Ok(());
+    /// Whether tasks of a kind may run on so many devices, and a selector may name as many.
+    fn check_kind(&self, selector: &Selector, kind: Kind, gpus: u32) -> Result<(), Refusal> {
+        let why = match (kind, selector) {
+            _ if gpus <= 1 => return Ok(()),
+            (Kind::Inference, _) => "an inference runs on one device".to_owned(),
+            (Kind::Training, Selector::Device(id)) => {
+                format!("`{id}` is 1 device: ask for `cuda` or a pool")
             }
-            most = most.max(Some((device.most(), std::cmp::Reverse(device.entry.id))));
-        }
-        let Some((_, std::cmp::Reverse(id))) = most else {
-            return Ok(());
+            (Kind::Training, Selector::AnyGpu | Selector::Pool(_)) => return Ok(()),
         };
-        let device = self
-            .ledger
-            .find(id)
-            .map(|place| &self.ledger.devices[place]);
-        device.map_or(Ok(()), |device| {
-            Err(Refusal::NeverFits {
+        Err(Refusal::Replicas { wanted: gpus, why })
+    }
+
+    /// Whether there are so many GPUs that can run tasks of a plugin together.
+    fn check_gpus(
+        &self,
+        selector: &Selector,
+        devices: &[usize],
+        plugin: &str,
+        gpus: u32,
+    ) -> Result<(), Refusal> {
+        let devices = devices.iter().map(|&place| &self.ledger.devices[place]);
+        let joins = devices.filter(|device| device.joins() && self.ledger.allows(device, plugin));
+        let there = joins.count();
+        if gpus <= 1 || there >= gpus as usize {
+            return Ok(());
+        }
+        let named: Vec<usize> = match selector {
+            Selector::Pool(name) => match self.ledger.find_pool(name) {
+                Some(pool) => self.ledger.pools[pool].members.clone(),
+                None => Vec::new(),
+            },
+            Selector::AnyGpu | Selector::Device(_) => self.gpus().collect(),
+        };
+        let mut why = format!("`{selector}` has {there} that can run it together");
+        let unable = self.unable(&named);
+        if !unable.is_empty() {
+            why = format!("{why}; {unable}");
+        }
+        Err(Refusal::Replicas { wanted: gpus, why })
+    }
+
+    /// Whether a wish can ever be granted as many of these devices as it asks for.
+    fn check_wish(&self, devices: &[usize], request: &Request) -> Result<(), Refusal> {
+        let Request {
+            selector,
+            plugin,
+            gpus,
+            ..
+        } = request;
+        self.check_plugin(selector, devices, plugin)?;
+        self.check_gpus(selector, devices, plugin, *gpus)?;
+        let devices = devices.iter().map(|&place| &self.ledger.devices[place]);
+        let mut allowed: Vec<&Device> = devices
+            .filter(|device| self.ledger.allows(device, plugin) && (*gpus <= 1 || device.joins()))
+            .collect();
+        // Those with the most memory first: the last that it needs is the first to be too small.
+        allowed.sort_by_key(|device| {
+            let short = device.need(request) > device.most();
+            (short, std::cmp::Reverse(device.most()), device.entry.id)
+        });
+        match allowed.get((*gpus).max(1) as usize - 1) {
+            Some(device) if device.need(request) > device.most() => Err(Refusal::NeverFits {
                 needed: device.need(request),
-                device: id,
+                device: device.entry.id,
                 available: device.entry.memory_bytes,
                 headroom: device.entry.headroom_bytes,
-            })
-        })
+            }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The class of a selector and a kind.
@@ -474,7 +553,7 @@ impl Scheduler {
                 match sorted {
                     Ok(class) => {
                         wish.fresh = true;
-                        wish.hold = None;
+                        wish.holds.clear();
                         if wish.passes >= PASSES {
                             passed.push(((wish.request.place, number), class));
                         }
@@ -485,9 +564,10 @@ impl Scheduler {
             }
         }
         passed.sort_unstable();
-        passed
-            .into_iter()
-            .for_each(|(key, class)| self.hold(class, key));
+        // The first takes what it needs, and the others what is left.
+        for (key, class) in passed {
+            self.hold(class, key);
+        }
         self.decide(Vec::new(), (0..self.classes.len()).collect());
     }
 
@@ -498,8 +578,8 @@ impl Scheduler {
             let line = self.line(&dirty, &touched);
             let (mut freed, mut shifted) = (Vec::new(), HashSet::new());
             for (key, class) in line {
-                if let Some(device) = self.choose(class, key, &dirty) {
-                    freed.extend(self.grant(class, key, device));
+                if let Some(places) = self.choose(class, key, &dirty) {
+                    freed.extend(self.grant(class, key, &places));
                     shifted.insert(class);
                 } else if let Some(wish) = self.classes[class].waiting.get_mut(&key) {
                     wish.fresh = false;
@@ -540,8 +620,9 @@ impl Scheduler {
         line
     }
 
-    /// The device that a wish gets now: of all that serve its class where it is new, else of `dirty`.
-    fn choose(&self, class: usize, key: Key, dirty: &[usize]) -> Option<usize> {
+    /// The devices that a wish gets now: of all that serve its class where it is new or asks for several,
+    /// else of `dirty`.
+    fn choose(&self, class: usize, key: Key, dirty: &[usize]) -> Option<Vec<usize>> {
         let class = &self.classes[class];
         let wish = class.waiting.get(&key)?;
         let request = &wish.request;
@@ -555,23 +636,62 @@ impl Scheduler {
             let device = &self.ledger.devices[place];
             (policy.score(&device.candidate(device.need(request))), place)
         };
+        if request.gpus > 1 {
+            let fitting = class.devices.iter().filter(fits).map(scored);
+            let room = |pool: usize| {
+                let entry = &self.ledger.pools[pool];
+                let limit = entry.pool.limits.of(request.kind).unwrap_or(u32::MAX);
+                limit.saturating_sub(*entry.counts.of(request.kind))
+            };
+            return self.together(request, fitting, room);
+        }
         let best = if wish.fresh {
             class.devices.iter().filter(fits).map(scored).min()
         } else {
             let serves = |place: &&usize| class.devices.binary_search(place).is_ok();
             dirty.iter().filter(fits).filter(serves).map(scored).min()
         };
-        best.map(|(_, place)| place)
+        best.map(|(_, place)| vec![place])
     }
 
-    /// Grants a device to a wish. Gives the device that was kept for it.
-    fn grant(&mut self, class: usize, key: Key, place: usize) -> Option<usize> {
-        self.pass(key, place);
-        let wish = self.classes[class].waiting.remove(&key)?;
+    /// The GPUs that a wish for several gets of those with a score; `room` tells how many more tasks of
+    /// its kind a pool takes.
+    fn together(
+        &self,
+        request: &Request,
+        scored: impl Iterator<Item = ((u64, u64), usize)>,
+        room: impl Fn(usize) -> u32,
+    ) -> Option<Vec<usize>> {
+        let devices = &self.ledger.devices;
+        let members = scored.filter(|(_, place)| devices[*place].joins());
+        let members: Vec<Member<'_>> = members
+            .map(|(score, place)| Member {
+                place,
+                score,
+                model: &devices[place].entry.model,
+                pools: &devices[place].pools,
+            })
+            .collect();
+        let link = |a: usize, b: usize| {
+            gang::link(devices[members[a].place].peer(&devices[members[b].place]))
+        };
+        gang::choose(request.gpus as usize, &members, link, room)
+    }
+
+    /// Grants devices to a wish. Gives those that are kept no longer.
+    fn grant(&mut self, class: usize, key: Key, places: &[usize]) -> Vec<usize> {
+        let mut freed = self.pass(key, places);
+        let Some((&place, others)) = places.split_first() else {
+            return freed;
+        };
+        let Some(wish) = self.classes[class].waiting.remove(&key) else {
+            return freed;
+        };
         self.wishes.remove(&key.1);
-        let freed = self.free(&wish);
-        let lease = self.ledger.grant(place, &wish.request);
-        let device = self.ledger.devices[place].entry.id;
+        freed.extend(self.free(&wish));
+        let lease = self.ledger.grant(places, &wish.request);
+        let id = |place: usize| self.ledger.devices[place].entry.id;
+        let device = id(place);
         let bytes = match device {
             DeviceId::Cpu => wish.request.bytes,
             DeviceId::Cuda(_) => wish.request.gpu_bytes,
@@ -583,6 +703,7 @@ impl Scheduler {
                 lease,
                 place,
                 device,
+                others: others.iter().map(|&place| (place, id(place))).collect(),
                 bytes,
                 fallback_reason,
             }),
@@ -590,29 +711,36 @@ impl Scheduler {
         freed
     }
 
-    /// Counts that those before `key` which wait for memory of a device are passed there.
-    fn pass(&mut self, key: Key, place: usize) {
+    /// Counts that those before `key` which wait for memory of a device are passed where it is one of
+    /// `places`, and those that wait for several GPUs whatever they wait for there. Gives the devices that
+    /// are kept no longer.
+    fn pass(&mut self, key: Key, places: &[usize]) -> Vec<usize> {
         let mut passed = Vec::new();
-        for &class in &self.by_device[place] {
-            let first = self.classes[class].waiting.range(..key).take(WINDOW);
-            for (&before, wish) in first {
-                let room = self
-                    .ledger
-                    .room(&self.ledger.devices[place], wish.request.kind);
-                if room.is_ok() && self.could_take(place, &wish.request) {
-                    passed.push((before, class));
+        for &place in places {
+            for &class in &self.by_device[place] {
+                let first = self.classes[class].waiting.range(..key).take(WINDOW);
+                for (&before, wish) in first {
+                    let device = &self.ledger.devices[place];
+                    let counts = wish.request.gpus > 1
+                        || self.ledger.room(device, wish.request.kind).is_ok();
+                    if counts && self.could_take(place, &wish.request) {
+                        passed.push((before, class));
+                    }
                 }
             }
         }
         passed.sort_unstable();
+        passed.dedup();
+        let mut freed = Vec::new();
         for (before, class) in passed {
             if let Some(wish) = self.classes[class].waiting.get_mut(&before) {
                 wish.passes += 1;
-                if wish.passes >= PASSES && wish.hold.is_none() {
-                    self.hold(class, before);
+                if wish.passes >= PASSES && wish.holds.is_empty() {
+                    freed.extend(self.hold(class, before));
                 }
             }
         }
+        freed
     }
 
     /// Whether a wish could take a device once its leases have ended.
@@ -625,62 +753,87 @@ impl Scheduler {
                     .saturating_sub(device.memory.foreign_counted())
     }
 
-    /// Keeps a device for a wish: of those that it could take, one with a free slot, then the one with
-    /// the most memory for leases now.
-    fn hold(&mut self, class: usize, key: Key) {
+    /// Keeps as many devices for a wish as it asks for, or none: of those that it could take and that are
+    /// kept for nobody before it, with a free slot first, then those with the most memory for leases
+    /// now. Gives the devices that are kept no longer, because another wish would not have had all its.
+    fn hold(&mut self, class: usize, key: Key) -> Vec<usize> {
         let Some(wish) = self.classes[class].waiting.get(&key) else {
-            return;
+            return Vec::new();
         };
-        let kind = wish.request.kind;
-        let able = self.classes[class].devices.iter().filter(|&&place| {
-            self.ledger.devices[place].hold.is_none() && self.could_take(place, &wish.request)
-        });
-        let best = able.max_by_key(|&&place| {
+        let request = &wish.request;
+        let kind = request.kind;
+        let able = self.classes[class].devices.iter().filter_map(|&place| {
             let device = &self.ledger.devices[place];
-            (
-                self.ledger.room(device, kind).is_ok(),
-                device.allocatable(),
-                std::cmp::Reverse(place),
-            )
+            let behind = device.hold.is_none_or(|hold| hold.place > key.0);
+            let able = behind && self.could_take(place, request);
+            let full = self.ledger.room(device, kind).is_err();
+            let rank = 2 * u64::from(device.hold.is_some()) + u64::from(full);
+            able.then(|| ((rank, u64::MAX - device.allocatable()), place))
         });
-        let Some(&place) = best else {
-            return;
+        let places = if request.gpus > 1 {
+            // What runs now ends: a set counts that its limits allow on empty GPUs.
+            let room = |pool: usize| {
+                let limits = &self.ledger.pools[pool].pool.limits;
+                limits.of(kind).unwrap_or(u32::MAX)
+            };
+            let able =
+                able.filter(|(_, place)| *self.ledger.devices[*place].entry.limits.of(kind) > 0);
+            self.together(request, able, room)
+        } else {
+            able.min().map(|(_, place)| vec![place])
         };
-        self.ledger.devices[place].hold = Some(Hold {
-            wish: key.1,
-            place: key.0,
-            kind,
-        });
-        if let Some(wish) = self.classes[class].waiting.get_mut(&key) {
-            wish.hold = Some(place);
+        let mut freed = Vec::new();
+        for &place in places.iter().flatten() {
+            if let Some(other) = self.ledger.devices[place].hold {
+                freed.extend(self.unhold(other.wish));
+            }
+            self.ledger.devices[place].hold = Some(Hold {
+                wish: key.1,
+                place: key.0,
+                kind,
+            });
         }
+        if let Some(wish) = self.classes[class].waiting.get_mut(&key) {
+            wish.holds = places.unwrap_or_default();
+        }
+        freed
     }
 
-    /// Keeps the device of a wish that is gone no longer.
-    fn free(&mut self, wish: &Wish) -> Option<usize> {
-        let place = wish.hold?;
-        self.ledger.devices[place].hold = None;
-        Some(place)
+    /// Keeps the devices of a wish that is gone no longer.
+    fn free(&mut self, wish: &Wish) -> Vec<usize> {
+        for &place in &wish.holds {
+            self.ledger.devices[place].hold = None;
+        }
+        wish.holds.clone()
     }
 
-    /// Keeps a device no longer for a wish that other programs now keep from it; true where it did.
-    fn unhold_hopeless(&mut self, place: usize) -> bool {
+    /// Keeps no device for a wish that waits any more. Gives those that were.
+    fn unhold(&mut self, number: u64) -> Vec<usize> {
+        let Some(&(class, at)) = self.wishes.get(&number) else {
+            return Vec::new();
+        };
+        let wish = self.classes[class].waiting.get_mut(&(at, number));
+        let holds = wish.map_or_else(Vec::new, |wish| std::mem::take(&mut wish.holds));
+        for &place in &holds {
+            self.ledger.devices[place].hold = None;
+        }
+        holds
+    }
+
+    /// Keeps no device any more for the wish that this one is kept for, where other programs now keep it
+    /// from that. Gives those that were kept.
+    fn unhold_hopeless(&mut self, place: usize) -> Vec<usize> {
         let Some(hold) = self.ledger.devices[place].hold else {
-            return false;
+            return Vec::new();
         };
         let Some(&(class, at)) = self.wishes.get(&hold.wish) else {
-            return false;
+            return Vec::new();
         };
-        let key = (at, hold.wish);
-        let wish = self.classes[class].waiting.get(&key);
+        let wish = self.classes[class].waiting.get(&(at, hold.wish));
         if wish.is_some_and(|wish| self.could_take(place, &wish.request)) {
-            return false;
+            return Vec::new();
         }
-        self.ledger.devices[place].hold = None;
-        if let Some(wish) = self.classes[class].waiting.get_mut(&key) {
-            wish.hold = None;
-        }
-        true
+        self.unhold(hold.wish)
     }
 }
 

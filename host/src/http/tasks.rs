@@ -40,6 +40,7 @@ fn response(record: &TaskRecord) -> Value {
         "waiting_reason": record.waiting_reason,
         "device_uuid": record.device_uuid,
         "device_memory": record.device_memory,
+        "devices": record.devices,
         "tf32": record.tf32,
         "policy": record.policy,
         "lease_bytes": record.lease_bytes,

@@ -138,8 +138,15 @@ impl Watch {
         let Some(ward) = wards.get_mut(&gpu.index) else {
             return;
         };
+        let linked = gpu.facts.peers != ward.gpu.facts.peers;
         ward.gpu.clone_from(gpu);
         if std::mem::replace(&mut ward.known, true) {
+            // How GPUs are linked is known some time after they are.
+            if linked {
+                let peers = gpu.facts.peers.clone().unwrap_or_default();
+                let id = DeviceId::Cuda(gpu.index);
+                self.allocator.update(id, |entry| entry.peers = peers);
+            }
             return;
         }
         let settings = self

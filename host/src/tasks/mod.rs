@@ -185,7 +185,7 @@ impl Tasks {
             .map(|text| text.parse::<Selector>())
         {
             let allocator = &inner.settings.machine.allocator;
-            allocator.check(&selector, &submission.plugin)?;
+            allocator.check(&selector, &submission.plugin, submission.kind.into(), 1)?;
         }
         let mut live = inner.live();
         if live.closing {
@@ -220,6 +220,7 @@ impl Tasks {
             waiting_reason: None,
             device_uuid: None,
             device_memory: None,
+            devices: Vec::new(),
             tf32: submission.tf32,
             policy: submission.policy,
             lease_bytes: None,

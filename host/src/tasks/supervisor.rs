@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use super::deadline::{Deadline, Overdue};
 use super::store::Event;
-use super::task::{DeviceMemory, TaskKind, TaskRecord, TaskState};
+use super::task::{DeviceMemory, TaskDevice, TaskKind, TaskRecord, TaskState};
 use super::{Inner, Turn, now};
 use crate::machine::returned::{BOUND, Returned};
 use crate::worker::protocol::{
-    DataGrant, Failure, FromWorker, Grant, LeaseRequest, Start, ToWorker, receive, send,
+    DataGrant, Failure, FromWorker, Grant, GrantedGpu, LeaseRequest, Start, ToWorker, receive, send,
 };
 use crate::worker::spawn;
 
@@ -136,7 +136,7 @@ async fn supervise(
     let mut changes = inner.changes.subscribe();
     let mut last_word = Instant::now();
     let (mut lease, mut wish): (Option<Lease>, Option<Ticket>) = (None, None);
-    let mut returning = None;
+    let mut returning = Vec::new();
     let mut cancelled: Option<Instant> = None;
     let end = loop {
         if let Some(cause) = lease.as_ref().and_then(Lease::failure) {
@@ -162,7 +162,9 @@ async fn supervise(
                         Err(failure) => tell(&mut sink, ToWorker::Refused(failure)).await,
                     },
                     FromWorker::LeaseReleased => {
-                        returning = lease.take().map(|lease| release(inner, lease)).or(returning);
+                        if let Some(lease) = lease.take() {
+                            returning = release(inner, lease);
+                        }
                     }
                     FromWorker::Finished { failure } => {
                         let completed = || End { state: TaskState::Completed, message: "completed".to_owned(), code: None };
@@ -226,10 +228,10 @@ async fn supervise(
     };
     // A worker that ended well has given its lease back before.
     let crashed = lease.is_some();
-    returning = lease.map(|lease| release(inner, lease)).or(returning);
-    if let Some(returning) = returning {
-        settle(inner, record, returning, crashed).await;
+    if let Some(lease) = lease {
+        returning = release(inner, lease);
     }
+    settle(inner, record, returning, crashed).await;
     Ok(match (cancelled, end) {
         (None, Some(end)) => end,
         (Some(_), Some(end)) if end.state == TaskState::Completed => end,
@@ -308,6 +310,7 @@ fn ask(
     let submitted = inner.settings.machine.allocator.submit(Request {
         selector,
         kind: record.kind.into(),
+        gpus: asked.replicas,
         bytes: asked.bytes,
         gpu_bytes: asked.gpu_bytes,
         task: record.id.clone(),
@@ -344,69 +347,85 @@ async fn tell(sink: &mut OwnedWriteHalf, message: ToWorker) {
     let _gone = send(sink, &message).await;
 }
 
-/// Notes how much memory is in use on the task's GPU.
+/// Notes how much memory is in use on the task's GPUs.
 async fn observe(inner: &Inner, record: &mut TaskRecord, lease: Option<&Lease>) {
-    if let (Some(memory), Some(lease)) = (&mut record.device_memory, lease) {
-        let used = inner.settings.machine.used_bytes(lease.device()).await;
-        memory.during_bytes = memory.during_bytes.max(used);
+    if let (Some(_), Some(lease)) = (&record.device_memory, lease) {
+        let used = inner.settings.machine.used_bytes_on(&lease.devices()).await;
+        record.note_memory(&used, |memory, used| {
+            memory.during_bytes = memory.during_bytes.max(used);
+        });
     }
 }
 
+/// What watches the memory of a lease that has ended return, by device.
+type Returning = Vec<(DeviceId, JoinHandle<Returned>)>;
+
 /// Ends a lease, and watches its memory return while the task goes on.
-fn release(inner: &Inner, lease: Lease) -> (DeviceId, JoinHandle<Returned>) {
-    let (machine, returning) = (Arc::clone(&inner.settings.machine), lease.release());
-    let device = returning.device();
-    let watching = tokio::spawn(async move {
-        let returned = machine.returned(returning).await;
-        if returned.leaked_bytes > 0 {
-            crate::output::message(format_args!(
-                "{device}: {} bytes of a task that ended were not given back within {} s, and count as \
-                 other programs' until they are",
-                returned.leaked_bytes,
-                BOUND.as_secs()
-            ));
-        }
-        returned
+fn release(inner: &Inner, lease: Lease) -> Returning {
+    let watched = lease.release().into_iter().map(|returning| {
+        let (machine, device) = (Arc::clone(&inner.settings.machine), returning.device());
+        let watching = tokio::spawn(async move {
+            let returned = machine.returned(returning).await;
+            if returned.leaked_bytes > 0 {
+                crate::output::message(format_args!(
+                    "{device}: {} bytes of a task that ended were not given back within {} s, and count \
+                     as other programs' until they are",
+                    returned.leaked_bytes,
+                    BOUND.as_secs()
+                ));
+            }
+            returned
+        });
+        (device, watching)
     });
-    (device, watching)
+    watched.collect()
 }
 
-/// Waits until the memory of a task that has ended is back on its GPU or has leaked, and notes what is
+/// Waits until the memory of a task that has ended is back on its GPUs or has leaked, and notes what is
 /// in use then.
-async fn settle(
-    inner: &Inner,
-    record: &mut TaskRecord,
-    (device, returning): (DeviceId, JoinHandle<Returned>),
-    crashed: bool,
-) {
-    let Some(memory) = &mut record.device_memory else {
+async fn settle(inner: &Inner, record: &mut TaskRecord, returning: Returning, crashed: bool) {
+    if record.device_memory.is_none() {
         return;
-    };
+    }
     let bound = if crashed { CRASHED } else { Duration::MAX };
-    let mut leaked = None;
-    memory.after_bytes = match tokio::time::timeout(bound, returning).await {
-        Ok(Ok(returned)) => {
-            leaked = Some(returned.leaked_bytes).filter(|bytes| *bytes > 0);
-            returned.used_bytes
-        }
-        // What leaks is told by the one that watches.
-        Ok(Err(_)) | Err(_) => inner.settings.machine.used_bytes(device).await,
-    };
-    let DeviceMemory {
-        before_bytes,
-        during_bytes,
-        after_bytes,
-    } = *memory;
+    let end = Instant::now().checked_add(bound);
+    let (mut after, mut leaked) = (Vec::new(), Vec::new());
+    for (device, watching) in returning {
+        let returned = match end {
+            Some(end) => tokio::time::timeout_at(end, watching).await.ok(),
+            None => Some(watching.await),
+        };
+        after.push(match returned {
+            Some(Ok(returned)) => {
+                leaked
+                    .extend((returned.leaked_bytes > 0).then_some((device, returned.leaked_bytes)));
+                returned.used_bytes
+            }
+            // What leaks is told by the one that watches.
+            Some(Err(_)) | None => inner.settings.machine.used_bytes(device).await,
+        });
+    }
+    record.note_memory(&after, |memory, used| memory.after_bytes = used);
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     let text = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), mib);
-    let told = format!(
-        "memory in use on {device} by NVML: {} before the task, {} during it, {} after it",
-        mib(before_bytes),
-        text(during_bytes),
-        text(after_bytes)
-    );
-    inner.record(record, Some(event("info", told)));
-    if let Some(bytes) = leaked {
+    for TaskDevice {
+        device,
+        device_memory,
+        ..
+    } in record.devices.clone()
+    {
+        let Some(memory) = device_memory else {
+            continue;
+        };
+        let told = format!(
+            "memory in use on {device} by NVML: {} before the task, {} during it, {} after it",
+            mib(memory.before_bytes),
+            text(memory.during_bytes),
+            text(memory.after_bytes)
+        );
+        inner.record(record, Some(event("info", told)));
+    }
+    for (device, bytes) in leaked {
         let told = format!("{bytes} bytes on {device} were not given back, and count as leaked");
         inner.record(record, Some(event("warning", told)));
     }
@@ -419,15 +438,34 @@ async fn grant(
     granted: Lease,
     sink: &mut OwnedWriteHalf,
 ) -> Lease {
-    let (device, machine) = (granted.device(), &inner.settings.machine);
-    let uuid = machine.uuid(device);
-    if uuid.is_some() {
-        record.device_memory = machine.used_bytes(device).await.map(DeviceMemory::before);
-        record.device_uuid.clone_from(&uuid);
-    }
+    let (devices, machine) = (granted.devices(), &inner.settings.machine);
+    let uuids: Vec<Option<String>> = devices.iter().map(|device| machine.uuid(*device)).collect();
+    let used = if uuids.iter().any(Option::is_some) {
+        machine.used_bytes_on(&devices).await
+    } else {
+        vec![None; devices.len()]
+    };
+    let known = devices.iter().zip(&uuids).zip(used);
+    record.devices = known
+        .map(|((device, uuid), used)| TaskDevice {
+            device: device.to_string(),
+            device_uuid: uuid.clone(),
+            device_memory: used.map(DeviceMemory::before),
+        })
+        .collect();
+    let first = record.devices.first();
+    record.device_memory = first.and_then(|first| first.device_memory);
+    record.device_uuid = first.and_then(|first| first.device_uuid.clone());
+    let others = devices.iter().zip(&uuids).skip(1);
     let grant = Grant {
-        device: device.to_string(),
-        uuid,
+        device: granted.device().to_string(),
+        uuid: uuids.first().cloned().flatten(),
+        others: others
+            .filter_map(|(device, uuid)| {
+                let (device, uuid) = (device.to_string(), uuid.clone()?);
+                Some(GrantedGpu { device, uuid })
+            })
+            .collect(),
         bytes: granted.bytes(),
         fallback_reason: granted.fallback_reason().map(str::to_owned),
     };

@@ -100,6 +100,17 @@ pub struct Submission {
     pub output: Option<PathBuf>,
 }
 
+/// A device that a task was granted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskDevice {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// The GPU's UUID.
+    pub device_uuid: Option<String>,
+    /// What NVML showed of the GPU's memory.
+    pub device_memory: Option<DeviceMemory>,
+}
+
 /// Memory in use on a GPU by NVML, by all programs together, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceMemory {
@@ -149,12 +160,15 @@ pub struct TaskRecord {
     pub fallback_reason: Option<String>,
     /// Why the task waits, while it does.
     pub waiting_reason: Option<String>,
-    /// The UUID of the GPU that was granted.
+    /// The UUID of the GPU that was granted, the first of several.
     #[serde(default)]
     pub device_uuid: Option<String>,
     /// What NVML showed of that GPU's memory.
     #[serde(default)]
     pub device_memory: Option<DeviceMemory>,
+    /// All devices that were granted, in order.
+    #[serde(default)]
+    pub devices: Vec<TaskDevice>,
     /// Whether matrix products on a GPU may round their inputs to TF32.
     #[serde(default)]
     pub tf32: bool,
@@ -205,4 +219,16 @@ pub struct TaskRecord {
     pub started_at: Option<String>,
     /// When it ended.
     pub ended_at: Option<String>,
+}
+
+impl TaskRecord {
+    /// Notes how much memory was in use on each device, in bytes, by `note`.
+    pub fn note_memory(&mut self, used: &[Option<u64>], note: fn(&mut DeviceMemory, Option<u64>)) {
+        for (device, used) in self.devices.iter_mut().zip(used) {
+            if let Some(memory) = &mut device.device_memory {
+                note(memory, *used);
+            }
+        }
+        self.device_memory = self.devices.first().and_then(|first| first.device_memory);
+    }
 }

@@ -195,10 +195,21 @@ pub struct Grant {
     pub device: String,
     /// The GPU's UUID; none for the CPU.
     pub uuid: Option<String>,
-    /// Bytes granted.
+    /// The other GPUs of a task on several, in order.
+    pub others: Vec<GrantedGpu>,
+    /// Bytes granted on each device.
     pub bytes: u64,
     /// Why the CPU was granted where a GPU was asked for.
     pub fallback_reason: Option<String>,
+}
+
+/// A GPU of a lease.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrantedGpu {
+    /// `cuda:N`.
+    pub device: String,
+    /// Its UUID.
+    pub uuid: String,
 }
 
 /// Metrics of an epoch, as the plugin reported them.

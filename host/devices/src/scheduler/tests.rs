@@ -27,6 +27,7 @@ pub(crate) fn entry(id: DeviceId, gigabytes: u64) -> DeviceEntry {
         },
         state: State::Ready,
         draining: false,
+        peers: Vec::new(),
     }
 }
 
@@ -52,6 +53,7 @@ fn wish(selector: &str, kind: Kind, gigabytes: u64, second: u64) -> Request {
     Request {
         selector: selector.parse().unwrap(),
         kind,
+        gpus: 1,
         bytes: gigabytes * GB,
         gpu_bytes: gigabytes * GB,
         task: "t".to_owned(),
@@ -67,6 +69,25 @@ fn training(selector: &str, gigabytes: u64, second: u64) -> Request {
 
 fn inference(selector: &str, gigabytes: u64, second: u64) -> Request {
     wish(selector, Kind::Inference, gigabytes, second)
+}
+
+/// A training on several GPUs.
+fn gang(selector: &str, gpus: u32, gigabytes: u64, second: u64) -> Request {
+    Request {
+        gpus,
+        ..training(selector, gigabytes, second)
+    }
+}
+
+/// The ordinals of a grant's GPUs.
+fn ordinals(grant: &Grant) -> Vec<u32> {
+    let others = grant.others.iter().map(|(_, device)| *device);
+    let all = std::iter::once(grant.device).chain(others);
+    all.filter_map(|device| match device {
+        DeviceId::Cpu => None,
+        DeviceId::Cuda(ordinal) => Some(ordinal),
+    })
+    .collect()
 }
 
 /// What a worker takes whose sessions hold so much.
@@ -104,7 +125,7 @@ impl Scheduler {
 
     /// Ends a lease: the wishes granted by that, with their devices.
     fn ended(&mut self, grant: &Grant) -> Vec<(u64, String)> {
-        self.end(grant.place, grant.lease);
+        self.end(&grant.places(), grant.lease);
         self.grants()
     }
 
@@ -127,6 +148,14 @@ impl Scheduler {
     fn forgotten(&self) -> Option<(u64, DeviceId)> {
         for class in &self.classes {
             for ((_, number), wish) in class.waiting.iter().take(WINDOW) {
+                if wish.request.gpus > 1 {
+                    let key = (wish.request.place, *number);
+                    let class = self.wishes[number].0;
+                    if let Some(places) = self.choose(class, key, &[]) {
+                        return Some((*number, self.ledger.devices[places[0]].entry.id));
+                    }
+                    continue;
+                }
                 for &place in &class.devices {
                     if self.ledger.admit(place, &wish.request).is_ok() {
                         return Some((*number, self.ledger.devices[place].entry.id));
@@ -221,7 +250,7 @@ fn without_a_gpu_and_a_fallback_cuda_is_refused() {
     assert_eq!((*number, refusal.code()), (waiting, "device.unschedulable"));
     let refusal = s.submit(training("cuda", 1, 3)).unwrap_err().to_string();
     assert!(refusal.contains("there is no GPU"), "{refusal}");
-    s.end(held.place, held.lease);
+    s.end(&held.places(), held.lease);
     let cpu = s.granted(training("cpu", 1, 4));
     assert_eq!((cpu.device, cpu.fallback_reason), (DeviceId::Cpu, None));
     s.set_cpu_fallback(true);
@@ -267,7 +296,7 @@ fn what_other_programs_hold_is_waited_for_with_leases_and_without() {
         "{reason}"
     );
     // What the lease gives back is free once it is seen to be.
-    s.end(place, lease);
+    s.end(&[place], lease);
     assert!(
         s.reason(second)
             .unwrap()
@@ -356,10 +385,14 @@ fn a_gpu_that_is_probed_makes_tasks_wait_and_its_overhead_counts() {
         "device.unschedulable"
     );
     assert_eq!(
-        s.check(&"cuda:0".parse().unwrap(), "p").unwrap_err().code(),
+        s.check(&"cuda:0".parse().unwrap(), "p", Kind::Training, 1)
+            .unwrap_err()
+            .code(),
         "device.unschedulable"
     );
-    let unknown = s.check(&"cuda:9".parse().unwrap(), "p").unwrap_err();
+    let unknown = s
+        .check(&"cuda:9".parse().unwrap(), "p", Kind::Training, 1)
+        .unwrap_err();
     assert_eq!(
         unknown.to_string(),
         "there is no device `cuda:9`; the devices are `cpu`, `cuda:0`"
@@ -592,7 +625,7 @@ fn the_policy_is_the_requests_else_the_pools_else_the_hosts() {
             policy,
             ..inference(selector, 1, 1)
         });
-        s.end(grant.place, grant.lease);
+        s.end(&grant.places(), grant.lease);
         grant.device
     };
     assert_eq!(device(&mut s, "cuda", None), DeviceId::Cuda(0));
@@ -640,7 +673,7 @@ fn those_that_wait_are_granted_by_priority_then_by_age() {
     });
     let mut order = Vec::new();
     for _ in 0..5 {
-        s.end(held.place, held.lease);
+        s.end(&held.places(), held.lease);
         let (number, grant) = s.decisions().pop().unwrap();
         order.push(numbers.iter().position(|other| *other == number).unwrap());
         held = grant.unwrap();
@@ -665,7 +698,7 @@ fn a_small_task_passes_a_large_one_a_bounded_number_of_times() {
         passed += 1;
         let (_, grant) = s.decisions().pop().unwrap();
         let grant = grant.unwrap();
-        s.end(grant.place, grant.lease);
+        s.end(&grant.places(), grant.lease);
     }
     assert_eq!(passed, PASSES);
     // A higher priority is not behind it.
@@ -678,7 +711,7 @@ fn a_small_task_passes_a_large_one_a_bounded_number_of_times() {
         ..urgent
     });
     s.decisions();
-    s.end(held.place, held.lease);
+    s.end(&held.places(), held.lease);
     assert_eq!(s.decisions()[0].0, large);
     // What waited behind it goes on beside it, or after it.
     held = s.granted(inference("cuda", 1, 1000));
@@ -694,7 +727,7 @@ fn a_task_that_waits_for_a_slot_or_for_other_programs_keeps_nothing_from_others(
     s.measured(0, 12);
     for second in 0..40 {
         let grant = s.granted(inference("cuda", 1, 2 + second));
-        s.end(grant.place, grant.lease);
+        s.end(&grant.places(), grant.lease);
         s.measured(0, 12);
     }
     let mut s = machine(1);
@@ -702,9 +735,205 @@ fn a_task_that_waits_for_a_slot_or_for_other_programs_keeps_nothing_from_others(
     s.waits(training("cuda", 20, 1));
     for second in 0..40 {
         let grant = s.granted(inference("cuda", 1, 2 + second));
-        s.end(grant.place, grant.lease);
+        s.end(&grant.places(), grant.lease);
         s.measured(0, 10);
     }
+}
+
+#[test]
+fn a_task_on_several_gpus_takes_all_in_one_step_and_gives_all_back() {
+    let mut s = machine(4);
+    let small: Vec<Grant> = (0..3)
+        .map(|second| s.granted(training("cuda", 1, second)))
+        .collect();
+    let (large, reason) = s.waits(gang("cuda", 4, 10, 4));
+    assert!(
+        reason.starts_with("it waits for 4 GPUs at once, and 1 have room; cuda:0 runs 1 of 1"),
+        "{reason}"
+    );
+    assert_eq!(s.ended(&small[0]), []);
+    assert_eq!(s.ended(&small[1]), []);
+    // Nothing of it is held while it waits.
+    assert_eq!(s.ledger.devices[1].memory.reserved(), 0);
+    s.end(&small[2].places(), small[2].lease);
+    let (number, granted) = s.decisions().pop().unwrap();
+    let granted = granted.unwrap();
+    assert_eq!((number, ordinals(&granted)), (large, vec![0, 1, 2, 3]));
+    for gpu in 1..=4 {
+        assert_eq!(s.ledger.devices[gpu].memory.reserved(), 10 * GB);
+    }
+    let (next, _) = s.waits(training("cuda", 1, 5));
+    assert_eq!(s.ended(&granted), [(next, "cuda:0".to_owned())]);
+    assert_eq!(s.ended(&granted), []);
+    let idle = s.ledger.devices[2..].iter();
+    assert!(
+        idle.clone()
+            .all(|gpu| gpu.holdings.is_empty() && gpu.memory.reserved() == 0)
+    );
+}
+
+#[test]
+fn what_can_never_have_so_many_gpus_is_refused_with_both_figures() {
+    let mut s = machine(3);
+    s.set_pools(vec![(
+        "two".parse().unwrap(),
+        Pool {
+            gpus: vec!["cuda:0".to_owned(), "cuda:2".to_owned()],
+            ..Pool::default()
+        },
+    )]);
+    let refused = |s: &mut Scheduler, request: Request| {
+        let at_once = s.check(&request.selector, "digits", request.kind, request.gpus);
+        let refusal = s.submit(request).unwrap_err();
+        assert_eq!(at_once, Err(refusal.clone()));
+        assert_eq!((refusal.code(), s.waiting()), ("device.replicas", 0));
+        refusal.to_string()
+    };
+    assert_eq!(
+        refused(&mut s, gang("cuda", 4, 1, 0)),
+        "the task asks for 4 GPUs, and `cuda` has 3 that can run it together"
+    );
+    assert_eq!(
+        refused(&mut s, gang("two", 3, 1, 0)),
+        "the task asks for 3 GPUs, and `two` has 2 that can run it together"
+    );
+    for device in ["cpu", "cuda:1"] {
+        let told = refused(&mut s, gang(device, 2, 1, 0));
+        assert!(told.ends_with(&format!("`{device}` is 1 device: ask for `cuda` or a pool")));
+    }
+    let inference = Request {
+        kind: Kind::Inference,
+        ..gang("cuda", 2, 1, 0)
+    };
+    assert!(refused(&mut s, inference).ends_with("an inference runs on one device"));
+    assert_eq!(ordinals(&s.granted(gang("two", 2, 1, 0))), [0, 2]);
+    // One that is too small for it counts by its memory.
+    s.update(DeviceId::Cuda(1), |gpu| gpu.memory_bytes = 8 * GB);
+    let refusal = s.submit(gang("cuda", 3, 9, 1)).unwrap_err();
+    assert_eq!(refusal.code(), "memory.never-fits");
+    assert!(
+        refusal
+            .to_string()
+            .contains("`cuda:1` has 8589934592 bytes"),
+        "{refusal}"
+    );
+    // One that fails while it is waited for leaves too few; the processor takes no part.
+    let (waiting, _) = s.waits(gang("cuda", 3, 1, 2));
+    settle(&mut s, DeviceId::Cuda(1), Err("it fell off".to_owned()));
+    let (number, decision) = s.decisions().pop().unwrap();
+    let refusal = decision.unwrap_err();
+    assert_eq!((number, refusal.code()), (waiting, "device.replicas"));
+    assert!(
+        refusal.to_string().contains("cuda:1: it fell off"),
+        "{refusal}"
+    );
+    let refusal = machine(0).submit(gang("cuda", 2, 1, 0)).unwrap_err();
+    assert_eq!(refusal.code(), "device.replicas");
+}
+
+#[test]
+fn gpus_that_are_linked_best_go_together_and_an_instance_with_none() {
+    let mut s = machine(4);
+    for gpu in 0..4 {
+        s.update(DeviceId::Cuda(gpu), |entry| {
+            entry.uuid = Some(format!("GPU-{gpu}"));
+            let level = |other: u32| {
+                if gpu % 2 == other % 2 {
+                    "single_switch"
+                } else {
+                    "system"
+                }
+            };
+            let peer = |other: u32| crate::gpu::Peer {
+                uuid: format!("GPU-{other}"),
+                level: Some(level(other)),
+                p2p: Some("ok"),
+            };
+            entry.peers = (0..4).filter(|other| *other != gpu).map(peer).collect();
+        });
+    }
+    let first = s.granted(gang("cuda", 2, 1, 0));
+    assert_eq!(ordinals(&first), [0, 2]);
+    assert_eq!(ordinals(&s.granted(gang("cuda", 2, 1, 1))), [1, 3]);
+    s.ended(&first);
+    s.update(DeviceId::Cuda(0), |entry| {
+        entry.uuid = Some("MIG-0".to_owned())
+    });
+    let refusal = s.submit(gang("cuda", 4, 1, 2)).unwrap_err().to_string();
+    assert!(refusal.contains("`cuda` has 3 that can"), "{refusal}");
+}
+
+#[test]
+fn a_task_on_several_gpus_is_passed_a_bounded_number_of_times() {
+    let mut s = machine(2);
+    let mut held = vec![s.granted(training("cuda", 1, 0))];
+    let (large, _) = s.waits(gang("cuda", 2, 20, 1));
+    let mut passed = 0;
+    // There is a GPU at every moment, and never two.
+    for second in 2.. {
+        let number = s.submit(training("cuda", 1, second)).unwrap();
+        if let Some(reason) = s.reason(number) {
+            assert!(reason.contains("waited longer"), "{reason}");
+            break;
+        }
+        passed += 1;
+        held.push(s.decisions().pop().unwrap().1.unwrap());
+        let ended = held.remove(0);
+        assert_eq!(s.ended(&ended), []);
+    }
+    assert_eq!(passed, PASSES);
+    let ended = held.remove(0);
+    s.end(&ended.places(), ended.lease);
+    let (number, granted) = s.decisions().pop().unwrap();
+    assert_eq!((number, ordinals(&granted.unwrap())), (large, vec![0, 1]));
+}
+
+#[test]
+fn gpus_are_kept_for_the_first_of_those_that_were_passed_and_for_none_that_cannot_have_all() {
+    let mut s = machine(3);
+    s.set_limits(&Selector::AnyGpu, limits(Some(2), Some(3)))
+        .unwrap();
+    let whole = |s: &mut Scheduler, gpus, second| s.waits(gang("cuda", gpus, 24, second)).0;
+    let held: Vec<Grant> = (0..3)
+        .map(|gpu| s.granted(training(&format!("cuda:{gpu}"), 1, 0)))
+        .collect();
+    let small = |s: &mut Scheduler, second| s.granted(inference("cuda:0", 1, second));
+    let second = whole(&mut s, 2, 20);
+    for time in 30..30 + u64::from(PASSES) {
+        let grant = small(&mut s, time);
+        s.end(&grant.places(), grant.lease);
+    }
+    let kept = |s: &Scheduler, wish| {
+        s.ledger
+            .devices
+            .iter()
+            .filter(|gpu| gpu.hold.is_some_and(|hold| hold.wish == wish))
+            .count()
+    };
+    assert_eq!(kept(&s, second), 2);
+    // One before it that was passed as often takes what it needs, and the other keeps nothing.
+    let first = whole(&mut s, 3, 10);
+    for time in 0..u64::from(PASSES) {
+        let grant = s.granted(inference(&format!("cuda:{}", time % 3), 1, 15));
+        s.end(&grant.places(), grant.lease);
+    }
+    assert_eq!((kept(&s, first), kept(&s, second)), (3, 0));
+    // A GPU that another program has filled cannot be waited for, and nothing is kept for it any more.
+    s.measured(0, 12);
+    assert_eq!((kept(&s, first), kept(&s, second)), (0, 0));
+    s.measured(0, 0);
+    for _ in 0..64 {
+        s.measured(0, 0);
+    }
+    for grant in &held {
+        s.end(&grant.places(), grant.lease);
+    }
+    let order: Vec<u64> = s
+        .decisions()
+        .into_iter()
+        .map(|(number, _)| number)
+        .collect();
+    assert_eq!(order, [second]);
 }
 
 /// A step of a random schedule.
@@ -712,6 +941,7 @@ fn a_task_that_waits_for_a_slot_or_for_other_programs_keeps_nothing_from_others(
 enum Step {
     Submit {
         target: u32,
+        gpus: u32,
         training: bool,
         gigabytes: u64,
         priority: u8,
@@ -728,10 +958,18 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let submit = (0u32..12, any::<bool>(), 0u64..26, 1u8..11, any::<bool>());
+    let gpus = prop_oneof![3 => Just(1u32), 1 => 2u32..5];
+    let submit = (
+        0u32..12,
+        gpus,
+        any::<bool>(),
+        0u64..26,
+        1u8..11,
+        any::<bool>(),
+    );
     let step = prop_oneof![
-        8 => submit.prop_map(|(target, training, gigabytes, priority, other)| {
-            Step::Submit { target, training, gigabytes, priority, other }
+        8 => submit.prop_map(|(target, gpus, training, gigabytes, priority, other)| {
+            Step::Submit { target, gpus, training, gigabytes, priority, other }
         }),
         1 => any::<usize>().prop_map(Step::Cancel),
         6 => any::<usize>().prop_map(Step::End),
@@ -759,22 +997,31 @@ impl Schedule {
             let request = self.waiting.remove(&number);
             prop_assert!(request.is_some(), "{} was decided twice", number);
             if let (Ok(grant), Some(request)) = (decision, request) {
-                let device = &self.s.ledger.devices[grant.place];
-                prop_assert!(!device.entry.draining && device.entry.state == State::Ready);
-                prop_assert!(
-                    device.counts.of(request.kind) <= device.entry.limits.of(request.kind)
-                );
-                prop_assert!(self.s.ledger.allows(device, &request.plugin));
-                for &pool in &device.pools {
-                    let entry = &self.s.ledger.pools[pool];
-                    let limit = entry.pool.limits.of(request.kind).unwrap_or(u32::MAX);
-                    prop_assert!(*entry.counts.of(request.kind) <= limit);
+                let places = grant.places();
+                prop_assert_eq!(places.len(), request.gpus as usize);
+                prop_assert!(places.is_sorted_by(|a, b| a < b), "{:?}", places);
+                for place in places {
+                    let device = &self.s.ledger.devices[place];
+                    prop_assert!(request.gpus == 1 || device.entry.id != DeviceId::Cpu);
+                    prop_assert!(!device.entry.draining && device.entry.state == State::Ready);
+                    prop_assert!(
+                        device.counts.of(request.kind) <= device.entry.limits.of(request.kind)
+                    );
+                    prop_assert!(self.s.ledger.allows(device, &request.plugin));
+                    for &pool in &device.pools {
+                        let entry = &self.s.ledger.pools[pool];
+                        let limit = entry.pool.limits.of(request.kind).unwrap_or(u32::MAX);
+                        prop_assert!(*entry.counts.of(request.kind) <= limit);
+                    }
                 }
                 self.leases.push((grant, request));
             }
         }
         for (place, device) in self.s.ledger.devices.iter().enumerate() {
-            let mine = || self.leases.iter().filter(|(grant, _)| grant.place == place);
+            let mine = || {
+                let leases = self.leases.iter();
+                leases.filter(|(grant, _)| grant.places().contains(&place))
+            };
             prop_assert_eq!(device.holdings.len(), mine().count());
             prop_assert_eq!(
                 device.memory.reserved(),
@@ -789,6 +1036,18 @@ impl Schedule {
             for kind in Kind::ALL {
                 let count = mine().filter(|(_, request)| request.kind == kind).count();
                 prop_assert_eq!(*device.counts.of(kind) as usize, count);
+            }
+        }
+        // What is kept is kept whole, for one that waits.
+        for device in &self.s.ledger.devices {
+            if let Some(hold) = device.hold {
+                let Some(request) = self.waiting.get(&hold.wish) else {
+                    return Err(TestCaseError::fail("a device is kept for nobody"));
+                };
+                let devices = self.s.ledger.devices.iter();
+                let same =
+                    devices.filter(|other| other.hold.is_some_and(|own| own.wish == hold.wish));
+                prop_assert_eq!(same.count(), request.gpus as usize);
             }
         }
         for entry in &self.s.ledger.pools {
@@ -811,7 +1070,7 @@ impl Schedule {
 
     fn end(&mut self, at: usize) {
         let (grant, _) = self.leases.swap_remove(at);
-        self.s.end(grant.place, grant.lease);
+        self.s.end(&grant.places(), grant.lease);
     }
 }
 
@@ -826,7 +1085,7 @@ proptest! {
         for (second, step) in (0u64..).zip(steps) {
             let Schedule { s, leases, waiting } = &mut schedule;
             match step {
-                Step::Submit { target, training, gigabytes, priority, other } => {
+                Step::Submit { target, gpus, training, gigabytes, priority, other } => {
                     let selector = match target {
                         0 => "cpu".to_owned(),
                         1..4 => "cuda".to_owned(),
@@ -836,7 +1095,7 @@ proptest! {
                     let kind = if training { Kind::Training } else { Kind::Inference };
                     let plugin = if other { "other" } else { "digits" }.to_owned();
                     let place = Place::new(Duration::from_secs(second * 7), priority, second);
-                    let request = Request { plugin, place, ..wish(&selector, kind, gigabytes, 0) };
+                    let request = Request { gpus, plugin, place, ..wish(&selector, kind, gigabytes, 0) };
                     if let Ok(number) = s.submit(request.clone()) {
                         waiting.insert(number, request);
                     }
@@ -856,11 +1115,13 @@ proptest! {
                     schedule.end(at);
                     schedule.check()?;
                     // A lease that has ended frees nothing again.
-                    schedule.s.end(grant.place, grant.lease);
+                    schedule.s.end(&grant.places(), grant.lease);
                 }
                 Step::Observe(at, gigabytes) if !leases.is_empty() => {
                     let (grant, _) = &leases[at % leases.len()];
-                    s.ledger.observe(grant.place, grant.lease, session(gigabytes));
+                    for place in grant.places() {
+                        s.ledger.observe(place, grant.lease, session(gigabytes));
+                    }
                 }
                 Step::End(_) | Step::Observe(..) => {}
                 Step::Measure(gpu, used) => s.measured(gpu, used),
@@ -904,7 +1165,7 @@ proptest! {
         loop {
             for gpu in 0..gpus {
                 let leases = schedule.leases.iter();
-                let on = leases.filter(|(grant, _)| grant.device == DeviceId::Cuda(gpu));
+                let on = leases.filter(|(grant, _)| ordinals(grant).contains(&gpu));
                 let used = on.map(|(_, request)| request.gpu_bytes / GB).sum();
                 for _ in 0..64 {
                     schedule.s.measured(gpu, used);
@@ -920,11 +1181,12 @@ proptest! {
         prop_assert!(schedule.waiting.is_empty(), "{:?}", schedule.waiting);
     }
 
-    /// A task that needs a whole GPU is granted one though small ones keep coming.
+    /// A task that needs whole GPUs is granted them though small ones keep coming.
     #[test]
-    fn waiting_is_bounded(gpus in 1u32..5, life in 1usize..8, sizes in prop::collection::vec(1u64..9, 1..20), kinds in any::<u64>()) {
+    fn waiting_is_bounded(gpus in 1u32..5, several in any::<bool>(), life in 1usize..8, sizes in prop::collection::vec(1u64..9, 1..20), kinds in any::<u64>()) {
         let mut s = machine(gpus);
         s.set_limits(&Selector::AnyGpu, limits(Some(9), Some(9))).unwrap();
+        let wanted = if several { gpus } else { 1 };
         let mut held: Vec<(usize, Grant)> = Vec::new();
         let mut large = None;
         let bound = (PASSES as usize + 4) * (life + 1);
@@ -932,10 +1194,10 @@ proptest! {
             let (ended, alive): (Vec<_>, Vec<_>) = held.into_iter().partition(|(end, _)| *end <= step);
             held = alive;
             for (_, grant) in ended {
-                s.end(grant.place, grant.lease);
+                s.end(&grant.places(), grant.lease);
             }
             if step == 20 {
-                large = Some(s.submit(training("cuda", 24, 20)).unwrap());
+                large = Some(s.submit(gang("cuda", wanted, 24, 20)).unwrap());
             }
             let kind = if kinds >> (step % 64) & 1 == 0 { Kind::Training } else { Kind::Inference };
             for _ in 0..gpus {
@@ -943,6 +1205,7 @@ proptest! {
             }
             for (number, decision) in s.decisions() {
                 if Some(number) == large {
+                    prop_assert_eq!(ordinals(&decision.unwrap()).len(), wanted as usize);
                     return Ok(());
                 }
                 held.push((step + life, decision.unwrap()));
