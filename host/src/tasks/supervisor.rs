@@ -563,6 +563,7 @@ mod tests {
         let request = Request {
             selector: Selector::Device(DeviceId::Cpu),
             kind: Kind::Training,
+            gpus: 1,
             bytes: 1,
             gpu_bytes: 1,
             task: number.to_string(),
@@ -589,6 +590,7 @@ mod tests {
             },
             state: State::Ready,
             draining: false,
+            peers: Vec::new(),
         };
         let allocator = Allocator::new(vec![cpu], Policy::default());
         let passed = Some(Deadline::new(SECOND, 3 * SECOND, Instant::now()));
