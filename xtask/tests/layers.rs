@@ -94,6 +94,7 @@ const CRATES: &[Crate] = &[
             ("history", &["gpu"]),
             ("monitor", &["gpu", "nvml"]),
             ("gang", &["gpu"]),
+            ("heat", &[]),
             ("health", &["gpu", "ledger"]),
             ("policy", &[]),
             ("memory", &[]),
@@ -103,7 +104,7 @@ const CRATES: &[Crate] = &[
             (
                 "ledger",
                 &[
-                    "gpu", "memory", "policy", "pool", "queue", "request", "selector",
+                    "gpu", "heat", "memory", "policy", "pool", "queue", "request", "selector",
                 ],
             ),
             (
