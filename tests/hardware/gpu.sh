@@ -1,28 +1,30 @@
 #!/bin/bash
 # Checks and measures Hangar on a machine with an NVIDIA GPU: CUDA 13 and PyTorch, no network, no Rust.
 #
-# usage: gpu.sh prepare                   here, with Rust: builds what is needed into dist/hardware
-#        gpu.sh correctness [ROW...]      there: facts golden digits spoken-digits infer memory fault
-#        gpu.sh speed [ROW...]            mlp speed-digits speed-spoken-digits infer-b1 ceilings kernels
+# usage: gpu.sh prepare                   here, with Rust: packs what is needed as dist/hardware.tar.gz
+#        gpu.sh correctness [ROW...]      there: contract conformance golden digits spoken-digits infer memory fault
+#        gpu.sh speed [ROW...]            mlp speed-digits speed-spoken-digits infer-b1 models ceilings kernels
 #        gpu.sh sanitize [ROW...]         memcheck racecheck
 #
-# Rows write $OUT/ROW.txt (by default dist/hardware/results) and begin only within nine minutes of
-# the start; rows whose file is there already are left out, so that a call goes on where one ended.
+# Rows write $OUT/ROW.txt (by default dist/hardware/results), take at most three minutes each and begin
+# only within $LIMIT seconds (by default 540) of the start; rows whose file is there already are left
+# out, so that a call goes on where one ended.
 set -u
 cd "$(dirname "$0")/../.."
 built=dist/hardware
 out=${OUT:-$built/results}
-mkdir -p "$out"
+limit=${LIMIT:-540}
 
 prepare() {
     set -e
     cargo xtask build
     cargo build --release --locked --package compute --example step
-    tests=$(cargo test --release --locked --package compute --test golden --test cuda --no-run --message-format json |
+    tests=$({ cargo test --release --locked --package compute --lib --test golden --test cuda --no-run --message-format json
+        cargo test --release --locked --package fake-driver --test contract --no-run --message-format json; } |
         python3 -c 'import json, sys
 for line in sys.stdin:
     built = json.loads(line)
-    if built.get("executable") and built["target"]["kind"] == ["test"]:
+    if built.get("executable") and built["profile"]["test"]:
         print(built["target"]["name"], built["executable"])')
     rm -rf "$built"
     mkdir -p "$built/plugins"
@@ -30,7 +32,8 @@ for line in sys.stdin:
     cp dist/plugins/*.wasm "$built/plugins"
     echo "$tests" | while read -r name path; do cp "$path" "$built/test-$name"; done
     strip "$built/hangar" "$built/step" "$built"/test-*
-    du -sh "$built"
+    tar -czf "$built.tar.gz" "$built"
+    du -sh "$built.tar.gz"
 }
 
 # The GPU, and where PyTorch keeps cuBLAS and cuDNN.
@@ -66,18 +69,20 @@ demo() { # plugin, data
     hangar --json run "$1" train --data "$2" --device cuda --output "$state/$1" >"$state/record" 2>"$state/log" || tail -5 "$state/log"
     member state device device_uuid lease_bytes device_memory latest_metrics <"$state/record"
     python3 -c 'import json, sys
-r = json.load(open(sys.argv[1])); m = r["device_memory"]; context = json.load(open(sys.argv[2]))["context_bytes"]
+r = json.load(open(sys.argv[1])); m = r["device_memory"]; context = json.load(open(sys.argv[2]))["Ok"]["context_bytes"]
 observed = m["during_bytes"] - m["before_bytes"]; lease = r["lease_bytes"] + context
 print("observed", observed, "of lease and context", lease, "- holds" if observed <= lease else "- EXCEEDED")' "$state/record" <("$built/hangar" probe "$uuid")
 }
 
-row_facts() {
+row_contract() {
     nvidia-smi -q -x >"$out/nvidia-smi.xml"
     nvidia-smi --query-gpu=name,driver_version,memory.total,memory.reserved,memory.used,compute_cap --format=csv
     "$built/hangar" gpus
+    "$built/hangar" --json gpus >"$out/gpus.json"
     echo "a context with all kernels and libraries: $("$built/hangar" probe "$uuid")"
-    python3 tests/hardware/facts.py "$uuid"
+    "$built/test-contract" --nocapture --test-threads=1 2>&1
 }
+row_conformance() { "$built/test-compute" cuda --nocapture --test-threads=1 2>&1; }
 row_golden() {
     echo "with cuDNN where it is installed:"
     "$built/test-golden" on_cuda --nocapture --test-threads=1 2>&1
@@ -93,25 +98,32 @@ row_infer() {
         hangar --json run digits infer --data tests/data/mnist10k --weights "$state/w/best.safetensors" --device $device --output "$state/$device" 2>/dev/null |
             member state device device_memory
     done
-    if cmp -s "$state/cuda:0/"* "$state/cpu/"*; then echo "the same predictions, byte for byte"; else diff "$state/cuda:0/"* "$state/cpu/"* | head -6; fi
+    python3 - "$state/cuda:0/"* "$state/cpu/"* <<'PYTHON'
+import json, sys
+ours, theirs = ([json.loads(line) for line in open(path)] for path in sys.argv[1:])
+pairs = list(zip(ours, theirs, strict=True))
+other = sum(a["class"] != b["class"] for a, b in pairs)
+print(len(pairs), "predictions, of another class than the CPU's:", other, "; largest difference of a confidence:",
+      max(abs(a["confidence"] - b["confidence"]) for a, b in pairs))
+PYTHON
 }
 row_memory() {
     used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -1; }
     echo "used before: $(used) MiB"
-    hangar run digits train --data tests/data/mnist10k --device cuda --param epochs=200 >/dev/null 2>&1 &
+    "$built/hangar" --plugins "$built/plugins" --state "$state" run digits train --data tests/data/mnist10k --device cuda --param epochs=200 >/dev/null 2>&1 &
     own=$!
     sleep 8
     echo "used while training: $(used) MiB"
-    worker=$(pgrep -P $own -f worker | head -1)
+    worker=$(nvidia-smi --query-compute-apps=pid --format=csv,noheader | head -1)
     kill -9 "$worker"
-    for wait in 0.25 0.25 0.5 1; do sleep $wait; echo "used $wait s later: $(used) MiB"; done
+    for wait in 0.05 0.25 0.5; do sleep $wait; echo "used $wait s later: $(used) MiB"; done
     wait $own
 }
 row_fault() {
     hangar --json run digits train --data tests/data/mnist10k --device cuda >"$state/during" 2>/dev/null &
     own=$!
     sleep 4
-    python3 tests/hardware/facts.py "$uuid" fault
+    "$built/test-contract" child_reads_nowhere --exact --ignored --nocapture | grep told
     wait $own
     echo "the training that ran beside the fault: $(member state latest_metrics <"$state/during")"
     hangar --json run digits train --data tests/data/mnist10k --device cuda --param epochs=1 2>/dev/null | member state device
@@ -129,6 +141,12 @@ for line in sys.stdin:
         print(f"       {2 * n * 2**20 / s / 1e9:.0f} GB/s" if r["model"] == "copy" else f"       {2 * n**3 / s / 1e12:.1f} TFLOP/s")'
 }
 row_infer_b1() { for model in mlp digits spoken-digits; do ratio $model infer 1 f32; done; }
+row_models() {
+    for precision in f32 tf32 bf16; do
+        echo "precision $precision"
+        python3 tests/measure/models.py --program "$built/hangar" --device cuda --dtype $precision
+    done
+}
 row_speed_digits() { ratio digits train 64 f32; }
 row_speed_spoken_digits() { ratio spoken-digits train 32 f32; }
 row_kernels() {
@@ -155,19 +173,21 @@ call=${1:-}
 shift || true
 case $call in
     prepare) prepare; exit ;;
-    correctness) rows=(facts golden digits spoken_digits infer memory fault) ;;
-    speed) rows=(mlp speed_digits speed_spoken_digits infer_b1 ceilings kernels) ;;
+    correctness) rows=(contract conformance golden digits spoken_digits infer memory fault) ;;
+    speed) rows=(mlp speed_digits speed_spoken_digits infer_b1 models ceilings kernels) ;;
     sanitize) rows=(memcheck racecheck) ;;
-    *) sed -n '4,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    row) machine; "row_$1" 2>&1; exit ;;
+    *) sed -n '4,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 [ $# -gt 0 ] && rows=("${@//-/_}")
-machine
+[ -d "$built" ] || tar -xzf "$built.tar.gz"
+mkdir -p "$out"
 for row in "${rows[@]}"; do
     file=$out/$row.txt
     if ! declare -F "row_$row" >/dev/null; then echo "no row $row"; exit 2; fi
     if [ -e "$file" ]; then echo "== $row: done before"; continue; fi
-    if [ $SECONDS -gt 540 ]; then echo "== $row: left for another call"; continue; fi
-    echo "== $row"
-    "row_$row" 2>&1 | tee "$file.part"
+    if [ $SECONDS -gt "$limit" ]; then echo "== $row: left for another call"; continue; fi
+    echo "== $row, after $SECONDS s"
+    timeout 180 "$0" row "$row" 2>&1 | tee "$file.part"
     mv "$file.part" "$file"
 done

@@ -130,7 +130,9 @@ impl Settings {
             state
         };
         let text = self.model == GPT2;
-        let mut x = Vec::new();
+        // Grown step by step, a large batch would need its memory twice for a moment.
+        let bytes = count * if text { 8 } else { 4 };
+        let mut x = Vec::with_capacity(usize::try_from(bytes).unwrap_or(usize::MAX));
         for _ in 0..count {
             if text {
                 x.extend((draw() % TOKENS).to_le_bytes());

@@ -117,6 +117,14 @@ pub(super) fn absent(error: &NvmlError) -> bool {
     )
 }
 
+/// The speed of a GPU's first fan, in percent. NVML has none of that number on a GPU without fans.
+fn fan_speed(device: &Device<'_>) -> Result<u32, NvmlError> {
+    device.fan_speed(0).map_err(|error| match error {
+        NvmlError::InvalidArg => NvmlError::NotSupported,
+        error => error,
+    })
+}
+
 /// W of mW.
 fn watts(milliwatts: u32) -> f64 {
     f64::from(milliwatts) / 1e3
@@ -307,7 +315,7 @@ fn readings(
         temperature_memory_c: gaps.tell("temperature_memory_c", memory).filter(plausible),
         thermal_margin_c: thermal_margin(facts, margin, temperature),
         tlimit_current_c: margin,
-        fan_speed_percent: gaps.tell("fan_speed_percent", device.fan_speed(0)),
+        fan_speed_percent: gaps.tell("fan_speed_percent", fan_speed(device)),
         power_limit_enforced_watts: gaps
             .tell("power_limit_enforced_watts", device.enforced_power_limit())
             .map(watts),

@@ -24,11 +24,16 @@ const INVALID_DEVICE: u32 = 101;
 const INVALID_PTX: u32 = 218;
 const INVALID_HANDLE: u32 = 400;
 const NOT_FOUND: u32 = 500;
+const ILLEGAL_ADDRESS: u32 = 700;
 const LAUNCH_FAILED: u32 = 719;
 const CAPTURE_UNSUPPORTED: u32 = 900;
+const CAPTURE_INVALIDATED: u32 = 901;
 const UNKNOWN: u32 = 999;
 /// Codes after which cuda.h says that the process must be ended.
 const STICKY: [u32; 9] = [700, 709, 714, 715, 716, 717, 718, 719, 999];
+
+/// The Xid of an illegal address.
+const MEMORY_FAULT: u64 = 31;
 
 /// What a context takes, in bytes.
 const CONTEXT_BYTES: u64 = 320 << 20;
@@ -83,6 +88,8 @@ struct Stream {
     gpu: usize,
     queue: VecDeque<Work>,
     captured: Option<Vec<Work>>,
+    /// Whether the host waited within the recording.
+    spoilt: bool,
 }
 
 #[derive(Default)]
@@ -217,6 +224,10 @@ impl Driver {
 
     fn note(&mut self, code: Option<u32>) -> u32 {
         if let Some(code) = code.filter(|code| STICKY.contains(code)) {
+            if code == ILLEGAL_ADDRESS && self.failure.is_none() {
+                let gpu = self.gpu().map_or(0, |number| Unit::of(number).gpu);
+                processes::report(gpu, MEMORY_FAULT);
+            }
             self.failure = Some(code);
         }
         code.unwrap_or(0)
@@ -474,6 +485,9 @@ exported! {
         if visible.is_empty() {
             return NO_DEVICE;
         }
+        if visible.iter().enumerate().any(|(at, number)| visible[..at].contains(number)) {
+            return INVALID_DEVICE;
+        }
         let mut driver = DRIVER.lock().unwrap_or_else(PoisonError::into_inner);
         let driver = driver.get_or_insert_with(|| Driver {
             order: Order::parse(&scenario.thread_order),
@@ -613,6 +627,9 @@ exported! {
     fn cuMemAlloc_v2(at: *mut u64, bytes: usize) {
         enter("cuMemAlloc_v2", |driver| {
             let gpu = driver.gpu()?;
+            if bytes == 0 {
+                return Err(INVALID_VALUE);
+            }
             driver.charge(gpu, (bytes as u64).next_multiple_of(GRANULE))?;
             let taken = driver.allocate(bytes, Some(gpu))?;
             put(at, taken)
@@ -718,7 +735,9 @@ exported! {
     /// Waits for a stream's work.
     fn cuStreamSynchronize(stream: Handle) {
         enter("cuStreamSynchronize", |driver| {
-            if driver.streams.get(&stream).is_none_or(|stream| stream.captured.is_some()) {
+            let known = driver.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?;
+            if known.captured.is_some() {
+                known.spoilt = true;
                 return Err(CAPTURE_UNSUPPORTED);
             }
             let answer = driver.drain(stream, None);
@@ -748,6 +767,9 @@ exported! {
         enter("cuStreamEndCapture", |driver| {
             let stream = driver.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?;
             let work = stream.captured.take().ok_or(INVALID_VALUE)?;
+            if std::mem::take(&mut stream.spoilt) {
+                return Err(CAPTURE_INVALIDATED);
+            }
             let handle = driver.handle();
             driver.graphs.insert(handle, work);
             put(graph, handle)
@@ -899,7 +921,7 @@ fn name(code: u32) -> &'static CStr {
         OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
         NOT_INITIALIZED => c"CUDA_ERROR_NOT_INITIALIZED",
         NO_DEVICE => c"CUDA_ERROR_NO_DEVICE",
-        700 => c"CUDA_ERROR_ILLEGAL_ADDRESS",
+        ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",
         LAUNCH_FAILED => c"CUDA_ERROR_LAUNCH_FAILED",
         UNKNOWN => c"CUDA_ERROR_UNKNOWN",
         _ => c"CUDA_ERROR",

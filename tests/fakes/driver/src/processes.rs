@@ -3,7 +3,8 @@
 //! the memory of a killed process.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::scenario::{self, Unit};
@@ -76,6 +77,34 @@ pub fn holders(unit: Unit) -> Vec<(u32, u64)> {
 pub fn first(fault: usize) -> bool {
     let marker = scenario::path().map(|path| path.with_extension(format!("fault-{fault}")));
     marker.is_some_and(|marker| std::fs::File::create_new(marker).is_ok())
+}
+
+/// Where the faults of processes are written, that the driver reports.
+fn reports() -> Option<PathBuf> {
+    Some(scenario::path()?.with_extension("xids"))
+}
+
+/// Reports an Xid of a GPU, by the GPU's place in the scenario.
+pub fn report(gpu: usize, xid: u64) {
+    let Some(path) = reports() else { return };
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path);
+    let line = format!("{gpu} {xid}\n");
+    if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+        eprintln!("simulated NVIDIA machine: {}: {error}", path.display());
+    }
+}
+
+/// GPUs and Xids of all faults that processes had, in order.
+pub fn reported() -> Vec<(usize, u64)> {
+    let text = reports().and_then(|path| std::fs::read_to_string(path).ok());
+    let line = |line: &str| {
+        let (gpu, xid) = line.split_once(' ')?;
+        Some((gpu.parse().ok()?, xid.parse().ok()?))
+    };
+    text.unwrap_or_default().lines().filter_map(line).collect()
 }
 
 /// What every process did, those that are gone among them, by process id.

@@ -200,7 +200,7 @@ pub const PROFILES: &[Profile] = &[
             brand: 14,
             architecture: 9,
             cores: 16896,
-            thresholds: None,
+            thresholds: Some([95, 89, 87]),
             margins: Some([58, -8, -2]),
             memory_temperature: Some(37),
             fan: None,

@@ -88,7 +88,6 @@ fn a_graph_reads_pinned_memory_when_it_runs() {
         let (_, stream, memory, pinned) = device(0);
         assert_eq!(cuStreamBeginCapture_v2(stream, 1), 0);
         assert_eq!(cuMemcpyHtoDAsync_v2(memory, pinned, 64, stream), 0);
-        assert_eq!(cuStreamSynchronize(stream), 900);
         let graph = given(|out| cuStreamEndCapture(stream, out));
         let ready = given(|out| cuGraphInstantiateWithFlags(out, graph, 0));
         for value in [1u8, 2] {

@@ -49,9 +49,13 @@ __device__ inline void report_label(ErrorWord* error, unsigned int node, unsigne
     }
 }
 
+// Loops over axes are not unrolled: nvcc 13.0.88 then mixes up fields of such structs (a slice of four
+// axes read the outermost stride from another place).
+
 // The element of a tensor that has number `i` in row-major order.
 __device__ inline Index offset_of(const Strided& layout, Index i) {
     Index offset = 0;
+#pragma unroll 1
     for (int axis = int(layout.rank) - 1; axis >= 0; axis--) {
         Index rest = i / layout.sizes[axis];
         offset += (i - rest * layout.sizes[axis]) * layout.strides[axis];
@@ -63,6 +67,7 @@ __device__ inline Index offset_of(const Strided& layout, Index i) {
 __device__ inline void offsets_of(const Pair& layout, Index i, Index& a, Index& b) {
     a = 0;
     b = 0;
+#pragma unroll 1
     for (int axis = int(layout.rank) - 1; axis >= 0; axis--) {
         Index rest = i / layout.sizes[axis];
         Index at = i - rest * layout.sizes[axis];

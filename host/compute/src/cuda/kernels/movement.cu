@@ -64,6 +64,7 @@ template <class T>
 __device__ inline void slice_window(const T* x, T* y, const Window& w, Index n) {
     for (Index i = first_index(); i < n; i += index_step()) {
         Index rest = i, offset = 0;
+#pragma unroll 1
         for (int axis = int(w.rank) - 1; axis >= 0; axis--) {
             Index outer = rest / w.result[axis];
             // Below twice the size: without a sign that fits, and steps back come out right.
@@ -82,6 +83,7 @@ __device__ inline void place_window(const T* x, T* y, const Window& w, T fill, I
     for (Index i = first_index(); i < n; i += index_step()) {
         Index rest = i, offset = 0;
         bool inside = true;
+#pragma unroll 1
         for (int axis = int(w.rank) - 1; axis >= 0; axis--) {
             Index outer = rest / w.result[axis];
             int at = int(rest - outer * w.result[axis]) - w.starts[axis], step = w.steps[axis];

@@ -223,6 +223,9 @@ exported! {
     fn nvmlDeviceGetRetiredPagesPendingStatus(device: *mut c_void, pending: *mut c_uint) {
         about("nvmlDeviceGetRetiredPagesPendingStatus", device, |_, profile, _| {
             profile.more.ecc.ok_or(NOT_SUPPORTED)?;
+            if profile.compute_capability.0 >= 8 {
+                return Err(NOT_SUPPORTED);
+            }
             put(pending, 0)
         })
     }
@@ -245,7 +248,7 @@ exported! {
 
     /// The speed of a fan, in percent.
     fn nvmlDeviceGetFanSpeed_v2(device: *mut c_void, _fan: c_uint, speed: *mut c_uint) {
-        about("nvmlDeviceGetFanSpeed_v2", device, |_, profile, _| put(speed, profile.more.fan.ok_or(NOT_SUPPORTED)?))
+        about("nvmlDeviceGetFanSpeed_v2", device, |_, profile, _| put(speed, profile.more.fan.ok_or(INVALID_ARGUMENT)?))
     }
 
     /// N of `P0` to `P15`.

@@ -5,10 +5,14 @@ use std::ffi::{c_uint, c_ulonglong, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::processes;
+
 use super::{INVALID_ARGUMENT, SUCCESS, TIMEOUT, about, answer, machine, put};
 
 /// `nvmlEventTypeXidCriticalError`.
 const XID: c_ulonglong = 8;
+/// The events that an H100 tells of: Xids, ECC errors, changes of states and of its split.
+const KINDS: c_ulonglong = 0x19F;
 /// The time between two looks at the scenario.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -26,8 +30,10 @@ pub struct EventData {
 #[derive(Default)]
 struct Set {
     gpus: Vec<usize>,
-    /// The number of the last event that it was told of, or that happened before it was there.
+    /// The number of the last event of the scenario that it was told of, or that happened before it was there.
     last: u64,
+    /// How many faults of processes it was told of, or happened before it was there.
+    faults: usize,
 }
 
 /// All sets by number, and the last number.
@@ -58,7 +64,7 @@ exported! {
             let mut sets = sets();
             let (sets, number) = sets.as_mut().ok_or(INVALID_ARGUMENT)?;
             *number += 1;
-            sets.insert(*number, Set { gpus: Vec::new(), last });
+            sets.insert(*number, Set { gpus: Vec::new(), last, faults: processes::reported().len() });
             put(set, *number as *mut c_void)
         })
     }
@@ -69,6 +75,11 @@ exported! {
             sets.remove(&(set as usize));
         }
         SUCCESS
+    }
+
+    /// The kinds of events that a GPU tells of.
+    fn nvmlDeviceGetSupportedEventTypes(device: *mut c_void, kinds: *mut c_ulonglong) {
+        about("nvmlDeviceGetSupportedEventTypes", device, |_, _, _| put(kinds, KINDS))
     }
 
     /// Has a set hear of a GPU.
@@ -91,17 +102,23 @@ exported! {
             };
             let next = with(set, |set| {
                 let new = |xid: &&crate::scenario::Xid| xid.number > set.last && set.gpus.contains(&xid.gpu);
-                let xid = scenario.xids.iter().filter(new).min_by_key(|xid| xid.number).copied()?;
-                set.last = xid.number;
-                Some(xid)
+                if let Some(xid) = scenario.xids.iter().filter(new).min_by_key(|xid| xid.number) {
+                    set.last = xid.number;
+                    return Some((xid.gpu, xid.code));
+                }
+                let faults = processes::reported();
+                let fresh = faults.iter().enumerate().skip(set.faults);
+                let (at, fault) = fresh.into_iter().find(|(_, fault)| set.gpus.contains(&fault.0))?;
+                set.faults = at + 1;
+                Some(*fault)
             });
             match next {
                 Err(code) => return code,
-                Ok(Some(xid)) => {
+                Ok(Some((gpu, code))) => {
                     let event = EventData {
-                        device: (xid.gpu + 1) as *mut c_void,
+                        device: (gpu + 1) as *mut c_void,
                         kind: XID,
-                        data: xid.code,
+                        data: code,
                         gpu_instance: c_uint::MAX,
                         compute_instance: c_uint::MAX,
                     };
