@@ -3,7 +3,8 @@
 #
 # usage: gpu.sh prepare                   here, with Rust: packs what is needed as dist/hardware.tar.gz
 #        gpu.sh correctness [ROW...]      there: contract conformance golden digits spoken-digits infer memory fault
-#        gpu.sh speed [ROW...]            mlp speed-digits speed-spoken-digits infer-b1 models ceilings kernels
+#        gpu.sh speed [ROW...]            mlp speed-digits speed-spoken-digits infer-b1 models models-tf32 models-bf16
+#                                         ceilings kernels
 #        gpu.sh sanitize [ROW...]         memcheck racecheck
 #
 # Rows write $OUT/ROW.txt (by default dist/hardware/results), take at most three minutes each and begin
@@ -52,6 +53,7 @@ print(":".join(sorted(found)))
 PYTHON
     )
     export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    echo "libraries: $libraries"
     state=$(mktemp -d)
     trap 'rm -rf "$state"' EXIT
 }
@@ -141,12 +143,10 @@ for line in sys.stdin:
         print(f"       {2 * n * 2**20 / s / 1e9:.0f} GB/s" if r["model"] == "copy" else f"       {2 * n**3 / s / 1e12:.1f} TFLOP/s")'
 }
 row_infer_b1() { for model in mlp digits spoken-digits; do ratio $model infer 1 f32; done; }
-row_models() {
-    for precision in f32 tf32 bf16; do
-        echo "precision $precision"
-        python3 tests/measure/models.py --program "$built/hangar" --device cuda --dtype $precision
-    done
-}
+models() { python3 tests/measure/models.py --program "$built/hangar" --device cuda --dtype "$1"; }
+row_models() { models f32; }
+row_models_tf32() { models tf32; }
+row_models_bf16() { models bf16; }
 row_speed_digits() { ratio digits train 64 f32; }
 row_speed_spoken_digits() { ratio spoken-digits train 32 f32; }
 row_kernels() {
@@ -174,10 +174,10 @@ shift || true
 case $call in
     prepare) prepare; exit ;;
     correctness) rows=(contract conformance golden digits spoken_digits infer memory fault) ;;
-    speed) rows=(mlp speed_digits speed_spoken_digits infer_b1 models ceilings kernels) ;;
+    speed) rows=(mlp speed_digits speed_spoken_digits infer_b1 models models_tf32 models_bf16 ceilings kernels) ;;
     sanitize) rows=(memcheck racecheck) ;;
     row) machine; "row_$1" 2>&1; exit ;;
-    *) sed -n '4,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '4,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 [ $# -gt 0 ] && rows=("${@//-/_}")
 [ -d "$built" ] || tar -xzf "$built.tar.gz"
