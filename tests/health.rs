@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::gpu::stripes;
-use crate::{Home, Machine, Server};
+use crate::{Home, Machine, Server, devices};
 
 /// The tasks of a GPU that fails have failed within this.
 const PROMISE: Duration = Duration::from_secs(5);
@@ -17,7 +17,7 @@ struct Scene {
     machine: Machine,
     server: Server,
     data: PathBuf,
-    _home: Home,
+    home: Home,
 }
 
 /// Two GPUs, of which the second has these lines, and what else there is.
@@ -53,7 +53,7 @@ impl Scene {
             server: Server::spawn(command),
             machine,
             data,
-            _home: home,
+            home,
         }
     }
 
@@ -282,7 +282,7 @@ fn a_worker_that_hangs_on_a_lost_gpu_is_killed() {
 fn a_gpu_that_slows_down_for_heat_is_throttled_and_one_at_its_power_limit_is_not() {
     let scene = Scene::new();
     let cool = json!({ "health": { "cool_seconds": 1 } });
-    crate::devices::post(&scene.server, crate::devices::CONFIG, &cool);
+    devices::post(&scene.server, devices::CONFIG, &cool);
     scene.train("cuda:1", "goes-on");
     // NVML's bits: software thermal slowdown, then software power cap.
     scene.change("throttle = 0x20", "");
@@ -450,6 +450,90 @@ fn xids_of_programs_fail_the_task_that_did_it_and_too_many_quarantine_the_gpu() 
     scene.change("", &xids);
     scene.healthy_again();
     scene.server.stop();
+}
+
+#[test]
+fn of_several_tasks_on_a_gpu_an_xid_fails_the_one_with_an_error_of_its_own() {
+    // A kernel of the first task that comes so far fails, after some seconds.
+    let fault =
+        "[[fault]]\nfunction = \"cuLaunchKernel\"\ngpu = 1\ncall = 800\ncode = 700\nonce = true\n";
+    let scene = Scene::begin(&scenario("", fault));
+    let two = json!({ "max_concurrent": { "cuda:1": { "training": 2 } } });
+    devices::post(&scene.server, devices::CONFIG, &two);
+    scene.train("cuda:1", "one");
+    scene.train("cuda:1", "two");
+    let state = |id| scene.task(id)["status"].clone();
+    // None has an error: the self-test decides.
+    let xids = xid(1, 94);
+    scene.change("", &xids);
+    scene.until(1, "the Xid is told", |gpu| gpu["last_xid"]["code"] == 94);
+    scene.healthy_again();
+    assert_eq!([state("one"), state("two")], ["running", "running"]);
+    let begun = Instant::now();
+    while state("one") != "failed" {
+        assert_eq!(state("two"), "running");
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let task = scene.task("one");
+    assert_eq!(task["error_code"], "device.fault", "{task}");
+    let message = task["message"].as_str().unwrap();
+    assert!(message.contains("ILLEGAL_ADDRESS"), "{message}");
+    // The driver tells of it as well, when the other task is alone.
+    scene.change("", &(xids + &xid(2, 31) + &xid(3, 13)));
+    scene.until(1, "the Xid is told", |gpu| gpu["last_xid"]["code"] == 13);
+    // Three Xids and an error are no three faults, which would quarantine it.
+    scene.healthy_again();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(state("two"), "running");
+    scene.server.stop();
+}
+
+#[test]
+fn the_operator_says_what_is_done_at_an_xid() {
+    let scene = Scene::new();
+    let set = |xid: Value| json!({ "health": { "xid": xid } });
+    for (odd, named) in [
+        (json!({ "109": "RESTART" }), "RESTART_APP"),
+        (json!({ "all": "IGNORE" }), "`all` is no Xid"),
+    ] {
+        let (status, answer) = scene.server.call("POST", devices::CONFIG, &set(odd));
+        assert_eq!((status, &answer["code"]), (422, &json!("health.xid")));
+        assert!(
+            answer["detail"].as_str().unwrap().contains(named),
+            "{answer}"
+        );
+    }
+    let table = json!({ "109": "RESTART_APP", "4242": "IGNORE", "13": null });
+    let config = devices::post(&scene.server, devices::CONFIG, &set(table));
+    assert_eq!(
+        config["current_config"]["health"]["xid"],
+        json!({ "109": "RESTART_APP", "4242": "IGNORE" })
+    );
+    scene.train("cuda:1", "doomed");
+    let begun = Instant::now();
+    scene.change("", &xid(1, 109));
+    scene.fails("doomed", begun, "device.fault");
+    // No reset is waited for.
+    scene.healthy_again();
+    assert_eq!(scene.gpu(1)["last_xid"]["action"], "RESTART_APP");
+    scene.change("", &(xid(1, 109) + &xid(2, 4242)));
+    let gpu = scene.until(1, "it is recorded", |gpu| gpu["last_xid"]["code"] == 4242);
+    assert_eq!(
+        (&gpu["health"], &gpu["last_xid"]["action"]),
+        (&json!("healthy"), &json!("IGNORE"))
+    );
+    let file = scene.home.folder.path().join("state/devices.json");
+    scene.server.stop();
+    // It is kept in a file, which a start reads.
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("\"109\": \"RESTART_APP\""), "{text}");
+    std::fs::write(&file, text.replace("RESTART_APP", "RESTART")).unwrap();
+    let told = scene.home.refused(&["serve", "--listen", "127.0.0.1:0"]);
+    assert!(
+        told.contains("devices.json: mend it") && told.contains("Xid 109: `RESTART` is no action"),
+        "{told}"
+    );
 }
 
 #[test]

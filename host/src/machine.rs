@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::{
-    Allocator, DeviceEntry, DeviceId, Gpu, History, InvalidPool, Limits, Measurement, Monitor,
-    News, PartialLimits, Point, Policy, Pool, Refusal, Selector, Snapshot, State, Usage,
+    Allocator, DeviceEntry, DeviceId, Gpu, History, InvalidPool, InvalidXid, Limits, Measurement,
+    Monitor, News, PartialLimits, Point, Policy, Pool, Refusal, Selector, Snapshot, State, Usage,
+    XidTable,
 };
 
 pub use self::watch::Shown;
@@ -57,6 +58,8 @@ pub struct Change {
     pub cpu_fallback: Option<bool>,
     /// Seconds for which a GPU that was too hot stays cool before it takes tasks again.
     pub cool_seconds: Option<u64>,
+    /// What is done at Xids, by number; none for what NVIDIA's catalogue says.
+    pub xids: Vec<(String, Option<String>)>,
     /// Limits of devices, of `cuda` (every GPU), of pools.
     pub limits: Vec<(Selector, PartialLimits)>,
     /// Memory of GPUs, or of `cuda` (every GPU), that no lease takes, in bytes; none is the default.
@@ -76,6 +79,9 @@ pub enum ChangeError {
     /// `pool.invalid`.
     #[error(transparent)]
     Pool(#[from] InvalidPool),
+    /// `health.xid`.
+    #[error(transparent)]
+    Xid(#[from] InvalidXid),
     /// `device.headroom`.
     #[error("headroom of `{selector}`: {reason}")]
     Headroom {
@@ -95,6 +101,7 @@ impl ChangeError {
         match self {
             Self::Unknown(refusal) => refusal.code(),
             Self::Pool(_) => "pool.invalid",
+            Self::Xid(_) => "health.xid",
             Self::Headroom { .. } => "device.headroom",
             Self::Failed(_) => "settings.failed",
         }
@@ -273,6 +280,9 @@ impl Machine {
         if let Some(seconds) = change.cool_seconds {
             settings.health.cool_seconds = seconds;
         }
+        for (number, action) in change.xids {
+            settings.health.xid.set(&number, action.as_deref())?;
+        }
         for (name, pool) in change.pools {
             match pool {
                 Some(pool) => drop(settings.pools.insert(name, pool)),
@@ -342,6 +352,12 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// What the operator says of Xids.
+    pub fn xids(&self) -> XidTable {
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        settings.health.xid.clone()
     }
 
     /// Another number after every change of the devices but for a sample.

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use devices::{COOL, InvalidPool, Limits, PartialLimits, Policy, Pool, PoolName};
+use devices::{COOL, InvalidPool, Limits, PartialLimits, Policy, Pool, PoolName, XidTable};
 use serde::{Deserialize, Serialize};
 
 /// The file in the state folder.
@@ -41,12 +41,15 @@ pub struct Settings {
 pub struct HealthSettings {
     /// Seconds for which a GPU that was too hot stays cool before it takes tasks again.
     pub cool_seconds: u64,
+    /// What is done at Xids where it is not what NVIDIA's catalogue says.
+    pub xid: XidTable,
 }
 
 impl Default for HealthSettings {
     fn default() -> Self {
         Self {
             cool_seconds: COOL.as_secs(),
+            xid: XidTable::default(),
         }
     }
 }
@@ -216,6 +219,7 @@ mod tests {
         settings.set_limits("cuda", change(Some(2), None));
         settings.drained.insert("GPU-a".to_owned());
         settings.health.cool_seconds = 5;
+        settings.health.xid.set("109", Some("RESTART_APP")).unwrap();
         settings.set_headroom("GPU-a", Some(1 << 30));
         let pool = Pool {
             models: vec!["H100".to_owned()],
@@ -224,10 +228,23 @@ mod tests {
         settings.pools.insert("fast".to_owned(), pool);
         settings.write(folder.path()).unwrap();
         assert_eq!(Settings::read(folder.path()).unwrap(), settings);
-        for bad in ["{", r#"{"bogus": 1}"#, r#"{"pools": {"cuda": {}}}"#] {
+        for (bad, why) in [
+            ("{", "EOF"),
+            (r#"{"bogus": 1}"#, "unknown field `bogus`"),
+            (r#"{"pools": {"cuda": {}}}"#, "cuda"),
+            (
+                r#"{"health": {"xid": {"13.5": "IGNORE"}}}"#,
+                "`13.5` is no Xid: it is a number from 1 to 65535",
+            ),
+            (
+                r#"{"health": {"xid": {"109": "RESTART"}}}"#,
+                "Xid 109: `RESTART` is no action; the actions are IGNORE, RESTART_APP,",
+            ),
+        ] {
             std::fs::write(folder.path().join(FILE), bad).unwrap();
             let error = format!("{:#}", Settings::read(folder.path()).unwrap_err());
             assert!(error.contains("devices.json: mend it"), "{error}");
+            assert!(error.contains(why), "{error}");
         }
     }
 }

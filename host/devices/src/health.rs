@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::xid::Action;
+pub use self::xid::{Action, InvalidXid, XidTable};
 use crate::gpu::{Failure, Recovery};
 use crate::ledger::{Cause, State};
 
@@ -33,6 +33,8 @@ const SILENCE: Duration = Duration::from_secs(3);
 const FAULTS: usize = 3;
 /// … within this time are the GPU's.
 const WINDOW: Duration = Duration::from_secs(3600);
+/// An Xid and a task's error no longer apart tell of one fault.
+const SAME: Duration = Duration::from_secs(10);
 /// How long after bad news, or a self-test that failed, the next one runs at first and at last; each
 /// pause is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -69,8 +71,12 @@ pub enum Signal<'a> {
     Xid {
         /// NVIDIA's number.
         code: u64,
+        /// What is to be done.
+        action: Action,
         /// Leases on it.
         leases: usize,
+        /// Leases on other instances of the same GPU, of which the driver may be telling as well.
+        beside: usize,
     },
     /// A task there ended by a fault of the device.
     Fault(&'a str),
@@ -85,8 +91,7 @@ pub enum Signal<'a> {
 pub enum Order {
     /// End all leases on it.
     Fail(Cause),
-    /// End the lease on it where there is one alone; of several, the one that did it has an error of
-    /// its own.
+    /// End the lease on it where there is still one alone.
     FailOnly(Cause),
     /// Run a self-test, and tell of its end.
     Test,
@@ -99,8 +104,30 @@ pub struct LastXid {
     pub code: u64,
     /// When it was reported.
     pub at: Duration,
-    /// What NVIDIA's catalogue says is to be done.
+    /// What is to be done by the operator's word, else by NVIDIA's catalogue.
     pub action: Action,
+}
+
+/// A fault of a program, of which the driver tells by one Xid or several, and the task by its error.
+#[derive(Debug, Clone, Copy)]
+struct Incident {
+    at: Duration,
+    /// Whether a task has told of it.
+    told: bool,
+    /// Whether no self-test has passed since.
+    open: bool,
+}
+
+impl Incident {
+    /// Whether an Xid of a program's fault tells of this one.
+    fn has_xid(&self, now: Duration) -> bool {
+        self.open || (self.told && now <= self.at + SAME)
+    }
+
+    /// Whether a task's error tells of this one.
+    fn has_error(&self, now: Duration) -> bool {
+        !self.told && now <= self.at + SAME
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +158,8 @@ pub struct Condition {
     failures: u32,
     /// When tasks had faults.
     faults: VecDeque<Duration>,
+    /// The last of them.
+    incident: Option<Incident>,
     /// Counts bad news, so that a self-test that was begun before some does not count.
     news: u64,
     /// The news at which the self-test that runs was begun.
@@ -156,6 +185,7 @@ impl Condition {
             confined: None,
             failures: 0,
             faults: VecDeque::new(),
+            incident: None,
             news: 0,
             testing: None,
             test_at: now,
@@ -208,9 +238,14 @@ impl Condition {
         let mut orders = match signal {
             Signal::Answered(recovery) => self.answered(now, *recovery),
             Signal::Failed(failure, reason) => self.failed(now, *failure, reason),
-            Signal::Xid { code, leases } => self.xid(now, *code, *leases),
+            Signal::Xid {
+                code,
+                action,
+                leases,
+                beside,
+            } => self.xid(now, *code, *action, (*leases, *beside)),
             Signal::Fault(reason) => {
-                self.fault(now, reason);
+                self.told(now, reason);
                 Vec::new()
             }
             Signal::Tested(outcome) => {
@@ -342,8 +377,13 @@ impl Condition {
         orders
     }
 
-    fn xid(&mut self, now: Duration, code: u64, leases: usize) -> Vec<Order> {
-        let action = Action::of(code);
+    fn xid(
+        &mut self,
+        now: Duration,
+        code: u64,
+        action: Action,
+        (leases, beside): (usize, usize),
+    ) -> Vec<Order> {
         self.last_xid = Some(LastXid {
             code,
             at: now,
@@ -353,10 +393,19 @@ impl Condition {
         match action {
             Action::Ignore | Action::FollowOthers | Action::RecoveryChanged => Vec::new(),
             Action::RestartApp if leases == 0 => Vec::new(),
+            Action::RestartApp if self.incident.is_some_and(|incident| incident.has_xid(now)) => {
+                // Whoever did it has failed already, or will by an error of its own.
+                self.suspect(now, reason, Duration::ZERO);
+                Vec::new()
+            }
             Action::RestartApp => {
-                self.fault(now, &reason);
+                self.fault(now, false, &reason);
                 let code = "device.fault";
-                vec![Order::FailOnly(Cause { code, reason })]
+                match (leases, beside) {
+                    (1, 0) => vec![Order::FailOnly(Cause { code, reason })],
+                    // The one that did it has an error of its own; where none has, the self-test decides.
+                    _ => Vec::new(),
+                }
             }
             Action::ResetGpu | Action::RestartVm if self.stage == Stage::Lost => {
                 self.news += 1;
@@ -380,8 +429,25 @@ impl Condition {
         }
     }
 
-    /// A task had a fault. Tests the GPU; after too many it is quarantined.
-    fn fault(&mut self, now: Duration, reason: &str) {
+    /// A task tells of a fault.
+    fn told(&mut self, now: Duration, reason: &str) {
+        match &mut self.incident {
+            Some(incident) if incident.has_error(now) => {
+                incident.told = true;
+                self.suspect(now, reason.to_owned(), Duration::ZERO);
+            }
+            _ => self.fault(now, true, reason),
+        }
+    }
+
+    /// There was a fault, of which a task has told or not. Tests the GPU; after too many it is
+    /// quarantined.
+    fn fault(&mut self, now: Duration, told: bool, reason: &str) {
+        self.incident = Some(Incident {
+            at: now,
+            told,
+            open: true,
+        });
         self.faults.push_back(now);
         while self.faults.front().is_some_and(|&at| at + WINDOW < now) {
             self.faults.pop_front();
@@ -407,6 +473,9 @@ impl Condition {
             _ if begun != self.news => {}
             Ok(()) if self.answers => {
                 self.admitted = true;
+                if let Some(incident) = &mut self.incident {
+                    incident.open = false;
+                }
                 self.pause = FIRST_PAUSE;
                 self.since = now;
                 self.news += 1;

@@ -26,7 +26,7 @@ mod visible;
 
 pub use allocator::{Allocator, Lease, PoolUsage, Returning, Ticket, Usage};
 pub use gpu::{Failure, Gpu, Peer, Process, Recovery, Snapshot, Source};
-pub use health::{Action, Condition, Health, LastXid, Order, Signal};
+pub use health::{Action, Condition, Health, InvalidXid, LastXid, Order, Signal, XidTable};
 pub use heat::COOL;
 pub use history::{HISTORY, History, Point};
 pub use ledger::{Cause, DeviceEntry, Measurement, State, Taken};

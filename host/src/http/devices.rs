@@ -34,14 +34,17 @@ struct Config {
 #[serde(default, deny_unknown_fields)]
 struct HealthConfig {
     cool_seconds: Option<u64>,
+    /// `null` is what NVIDIA's catalogue says.
+    xid: BTreeMap<String, Option<String>>,
 }
 
 impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         let status = match &error {
-            ChangeError::Unknown(_) | ChangeError::Pool(_) | ChangeError::Headroom { .. } => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            ChangeError::Unknown(_)
+            | ChangeError::Pool(_)
+            | ChangeError::Xid(_)
+            | ChangeError::Headroom { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             ChangeError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.code(), error)
@@ -70,7 +73,7 @@ fn current(machine: &Machine) -> Value {
         "max_concurrent": by_device(&usage, |usage| json!(usage.limits)),
         "headroom_bytes": by_device(&usage, |usage| json!(usage.headroom_bytes)),
         "pools": pools(machine),
-        "health": { "cool_seconds": machine.allocator.cool().as_secs() },
+        "health": { "cool_seconds": machine.allocator.cool().as_secs(), "xid": machine.xids() },
         "drained": drained.map(|usage| usage.device.to_string()).collect::<Vec<_>>(),
     })
 }
@@ -108,6 +111,7 @@ pub(super) async fn configure(State(host): Shared, body: Bytes) -> Result<Json<V
         policy: policy.map_err(|error| Problem::invalid("device.policy", error))?,
         cpu_fallback: config.cpu_fallback,
         cool_seconds: config.health.cool_seconds,
+        xids: config.health.xid.into_iter().collect(),
         limits: by_selector(config.max_concurrent)?,
         headroom: by_selector(config.headroom_bytes)?,
         pools: config.pools.into_iter().collect(),

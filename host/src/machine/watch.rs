@@ -100,8 +100,17 @@ impl Watch {
         match news {
             News::Sample(snapshot) => self.sampled(snapshot),
             News::Xid { gpu, code } => {
-                let leases = self.usage(gpu).map_or(0, |usage| usage.tasks.len());
-                self.tell(gpu, &Signal::Xid { code, leases });
+                let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+                let action = settings.health.xid.action(code);
+                drop(settings);
+                let (leases, beside) = self.leases(gpu);
+                let signal = Signal::Xid {
+                    code,
+                    action,
+                    leases,
+                    beside,
+                };
+                self.tell(gpu, &signal);
             }
         }
     }
@@ -274,9 +283,26 @@ impl Watch {
         }
     }
 
-    fn usage(&self, index: u32) -> Option<Usage> {
-        let mut usage = self.allocator.usage().into_iter();
-        usage.find(|usage| usage.device == DeviceId::Cuda(index))
+    /// Leases on a GPU, and on other instances of the one that it is of.
+    fn leases(&self, index: u32) -> (usize, usize) {
+        let usage = self.allocator.usage();
+        let wards = self.wards();
+        let board = |index: u32| {
+            let gpu = &wards.get(&index)?.gpu;
+            gpu.facts.mig_parent_uuid.clone().or(gpu.uuid.clone())
+        };
+        let own = board(index);
+        let (mut leases, mut beside) = (0, 0);
+        for usage in &usage {
+            match usage.device {
+                DeviceId::Cuda(other) if other == index => leases = usage.tasks.len(),
+                DeviceId::Cuda(other) if own.is_some() && board(other) == own => {
+                    beside += usage.tasks.len();
+                }
+                _ => {}
+            }
+        }
+        (leases, beside)
     }
 
     /// How well a GPU is; none of one that is not watched.

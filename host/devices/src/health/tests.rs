@@ -18,7 +18,17 @@ fn healthy() -> Condition {
 }
 
 fn xid(code: u64) -> Signal<'static> {
-    Signal::Xid { code, leases: 1 }
+    xid_among(code, 1)
+}
+
+/// An Xid while so many leases are on the GPU.
+fn xid_among(code: u64, leases: usize) -> Signal<'static> {
+    Signal::Xid {
+        code,
+        action: XidTable::default().action(code),
+        leases,
+        beside: 0,
+    }
 }
 
 /// The code with which orders end all leases.
@@ -92,17 +102,101 @@ fn a_fault_of_a_program_ends_its_lease_and_tests_the_gpu() {
     gpu.signal(second(2), &Signal::Tested(Ok(())));
     assert_eq!(gpu.state(), State::Ready);
     // Another program's, where we have no lease.
-    assert!(
-        gpu.signal(
-            second(3),
-            &Signal::Xid {
-                code: 31,
-                leases: 0
-            }
-        )
-        .is_empty()
-    );
+    assert!(gpu.signal(second(3), &xid_among(31, 0)).is_empty());
     assert_eq!(gpu.state(), State::Ready);
+}
+
+/// Whether orders end the only lease there.
+fn fails_only(orders: &[Order]) -> bool {
+    let mut orders = orders.iter();
+    orders.any(|order| matches!(order, Order::FailOnly(_)))
+}
+
+#[test]
+fn a_fault_counts_once_and_ends_no_other_task_however_it_is_told() {
+    let passed = Signal::Tested(Ok(()));
+    let told = Signal::Fault("an illegal address");
+    for first_the_task in [false, true] {
+        let mut gpu = healthy();
+        // Twice the driver tells of two tasks' GPU by two Xids, and the task that did it by its error.
+        for at in [10, 40] {
+            let orders = if first_the_task {
+                gpu.signal(second(at), &told)
+            } else {
+                gpu.signal(second(at), &xid_among(13, 2))
+            };
+            assert_eq!(orders, [Order::Test]);
+            let other = if first_the_task {
+                xid_among(13, 1)
+            } else {
+                told.clone()
+            };
+            // Only the other task's lease is left.
+            assert!(!fails_only(&gpu.signal(second(at), &other)));
+            assert!(!fails_only(&gpu.signal(second(at), &xid_among(13, 1))));
+            assert_eq!(gpu.health(), Health::Suspect);
+            // The self-test was begun before the last of them.
+            assert_eq!(gpu.signal(second(at + 1), &passed), [Order::Test]);
+            gpu.signal(second(at + 2), &passed);
+            assert_eq!(gpu.health(), Health::Healthy, "{at}");
+            // The driver may tell late.
+            assert_eq!(gpu.signal(second(at + 9), &xid(13)), [Order::Test]);
+            gpu.signal(second(at + 9), &passed);
+        }
+        // It is another some time after; the third within an hour.
+        assert!(fails_only(&gpu.signal(second(60), &xid(13))));
+        assert_eq!(gpu.health(), Health::Quarantined);
+    }
+}
+
+#[test]
+fn a_task_may_tell_late_of_what_an_xid_told_and_two_tasks_tell_of_two() {
+    let mut gpu = healthy();
+    let told = Signal::Fault("an illegal address");
+    gpu.signal(second(10), &xid_among(31, 3));
+    gpu.signal(second(11), &Signal::Tested(Ok(())));
+    assert_eq!(gpu.health(), Health::Healthy);
+    gpu.signal(second(20), &told);
+    gpu.signal(second(20), &told);
+    assert_eq!(gpu.health(), Health::Suspect);
+    gpu.signal(second(20), &told);
+    assert_eq!(gpu.health(), Health::Quarantined);
+}
+
+#[test]
+fn a_fault_that_no_task_tells_of_ends_none_of_several_and_the_self_test_decides() {
+    let mut gpu = healthy();
+    let beside = Signal::Xid {
+        code: 94,
+        action: Action::RestartApp,
+        leases: 1,
+        beside: 1,
+    };
+    assert_eq!(gpu.signal(second(10), &beside), [Order::Test]);
+    for outcome in [Ok(()), Err("a wrong loss")] {
+        let mut gpu = healthy();
+        let orders = gpu.signal(second(10), &xid_among(94, 2));
+        assert_eq!(orders, [Order::Test]);
+        assert!(gpu.signal(second(12), &Signal::Tested(outcome)).is_empty());
+        let health = outcome.map_or(Health::Suspect, |()| Health::Healthy);
+        assert_eq!(gpu.health(), health);
+    }
+}
+
+#[test]
+fn what_the_operator_says_of_an_xid_is_done() {
+    let mut table = XidTable::default();
+    table.set("109", Some("RESTART_APP")).unwrap();
+    let mut gpu = healthy();
+    let signal = Signal::Xid {
+        code: 109,
+        action: table.action(109),
+        leases: 1,
+        beside: 0,
+    };
+    assert!(fails_only(&gpu.signal(second(1), &signal)));
+    assert_eq!(gpu.health(), Health::Suspect);
+    assert_eq!(gpu.last_xid().unwrap().action, Action::RestartApp);
 }
 
 #[test]
@@ -260,7 +354,7 @@ fn signals() -> impl Strategy<Value = Signal<'static>> {
         6 => Just(Signal::Answered(None)),
         1 => recoveries.prop_map(|recovery| Signal::Answered(Some(recovery))),
         3 => failures.prop_map(|failure| Signal::Failed(failure, "failed")),
-        2 => (codes, 0usize..3).prop_map(|(code, leases)| Signal::Xid { code, leases }),
+        2 => (codes, 0usize..3).prop_map(|(code, leases)| xid_among(code, leases)),
         1 => Just(Signal::Fault("fault")),
         5 => Just(Signal::Tested(Ok(()))),
         1 => Just(Signal::Tested(Err("failed"))),
