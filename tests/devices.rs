@@ -505,6 +505,14 @@ fn a_task_that_waits_longer_than_it_may_fails_and_gives_up_its_place() {
         begin(id, None, 1);
         waits(&server, id, "cuda:0 runs 1 of 1 trainings");
     }
+    for (position, id) in (1..).zip(["patient", "more-1", "more-2", "more-3"]) {
+        let task = get(&server, &format!("/api/v2/tasks/{id}"));
+        assert_eq!(task["position"], position, "{task}");
+    }
+    assert_eq!(
+        get(&server, "/api/v2/tasks/holder")["position"],
+        Value::Null
+    );
     begin("behind", Some(1), 1);
     let behind = server.wait("behind", &["failed", "running", "completed"]);
     assert_eq!(behind["error_code"], "queue.deadline", "{behind}");

@@ -143,7 +143,7 @@ fn top_shows_gpus_and_tasks_follows_its_terminal_and_gives_it_back() {
     let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
     machine.on(&mut command);
     let server = Server::spawn(command);
-    for (id, priority) in [("watched", 1), ("patient", 7)] {
+    for (id, priority) in [("watched", 1), ("patient", 7), ("urgent", 2)] {
         let (status, answer) = server.call(
             "POST",
             "/api/v2/training/start",
@@ -190,7 +190,10 @@ fn top_shows_gpus_and_tasks_follows_its_terminal_and_gives_it_back() {
     let document = crate::json(&document);
     assert_eq!(document["gpus"][1]["name"], "NVIDIA H100 80GB HBM3");
     assert_eq!(document["running"][0]["task_id"], "watched");
-    assert_eq!(document["waiting"][0]["task_id"], "patient");
+    let mut waiting: Vec<&Value> = document["waiting"].as_array().unwrap().iter().collect();
+    waiting.sort_by_key(|task| task["position"].as_u64());
+    let waiting: Vec<&Value> = waiting.iter().map(|task| &task["task_id"]).collect();
+    assert_eq!(waiting, ["urgent", "patient"]);
     let piped = home.refused(&["top"]);
     assert!(piped.contains("needs a terminal"), "{piped}");
 
@@ -211,7 +214,7 @@ fn top_shows_gpus_and_tasks_follows_its_terminal_and_gives_it_back() {
     // A server that ends meanwhile is told; a signal ends the view as a key does.
     let terminal = Terminal::top(&home);
     terminal.shows(&["watched"]);
-    for id in ["patient", "watched"] {
+    for id in ["patient", "urgent", "watched"] {
         server.call("POST", &format!("/api/v2/tasks/{id}/cancel"), &Value::Null);
     }
     terminal.shows(&["0 tasks run"]);

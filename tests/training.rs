@@ -300,6 +300,26 @@ fn a_training_that_gets_no_better_stops_early() {
 }
 
 #[test]
+fn a_training_goes_on_where_it_was_unless_the_user_says_otherwise() {
+    let home = Home::new();
+    let data = stripes(home.folder.path());
+    let folder = home.folder.path().join("results");
+    let run = |more: &[&str], option: &str| {
+        let mut command = home.hangar(&["--json", "run", "digits", "train", "--data"]);
+        command.arg(&data).args(more).arg(option).arg(&folder);
+        let record = parsed(&command.output().unwrap());
+        assert_eq!(record["state"], "completed", "{record}");
+        [record["device_requested"].clone(), record["policy"].clone()]
+    };
+    let first = ["--param", "epochs=1", "--device", "cpu", "--policy", "pack"];
+    let asked = run(&first, "--output");
+    assert_eq!(asked, ["cpu", "pack"]);
+    assert_eq!(run(&["--param", "epochs=2"], "--resume"), asked);
+    let other = ["--policy", "spread"];
+    assert_eq!(run(&other, "--resume"), ["cpu", "spread"]);
+}
+
+#[test]
 fn the_api_goes_on_with_a_task_by_its_id() {
     let home = Home::new();
     let server = Server::start(&home);
@@ -307,7 +327,7 @@ fn the_api_goes_on_with_a_task_by_its_id() {
     let start = |body: &Value| server.call("POST", "/api/v2/training/start", body);
     let first = json!({
         "model": "digits", "train_path": data, "val_path": data, "num_epochs": 100_000,
-        "device": "cpu", "task_id": "first",
+        "device": "cpu", "task_id": "first", "policy": "pack", "priority": 2,
     });
     assert_eq!(start(&first).0, 200);
     let task = server.wait("first", &["running"]);
@@ -330,6 +350,11 @@ fn the_api_goes_on_with_a_task_by_its_id() {
     assert_eq!(status, 200, "{task}");
     assert_eq!(task["output"], folder.to_str().unwrap());
     assert_eq!(task["model"], "cnn");
+    let kept = |task: &Value| {
+        let members = ["device_requested", "policy", "priority"];
+        members.map(|name| task[name].clone())
+    };
+    assert_eq!(kept(&task), [json!("cpu"), json!("pack"), json!(2)]);
     // One task at a time goes on from a state.
     let (status, problem) = resume("third", 100_000);
     assert_eq!(
@@ -348,9 +373,11 @@ fn the_api_goes_on_with_a_task_by_its_id() {
     let done = epochs_done(&folder);
     let by_path = json!({
         "model": "digits", "train_path": data, "val_path": data, "resume": folder,
-        "num_epochs": done + 2, "task_id": "third", "device": "cpu",
+        "num_epochs": done + 2, "task_id": "third", "policy": "spread",
     });
-    assert_eq!(start(&by_path).0, 200);
+    let (status, task) = start(&by_path);
+    assert_eq!(status, 200, "{task}");
+    assert_eq!(kept(&task), [json!("cpu"), json!("spread"), json!(2)]);
     let task = server.wait("third", &["completed", "failed"]);
     assert_eq!(task["current_epoch"], done + 2, "{task}");
     let both = json!({ "resume": "third", "save_path": "elsewhere" });

@@ -19,7 +19,7 @@ use crate::settings::Settings;
 use crate::tasks::deadline::MOST_SECONDS;
 use crate::tasks::lock::Role;
 use crate::tasks::resume::Resume;
-use crate::tasks::store::Event;
+use crate::tasks::store::{Event, Store};
 use crate::tasks::task::{Submission, TaskKind, TaskRecord, TaskState};
 use crate::tasks::{self, Tasks};
 use crate::worker::probe::Depth;
@@ -45,7 +45,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     /// Goes on with an interrupted training, from a results folder or its last.state.safetensors;
-    /// results stay in that folder. Parameters that are not given are those it had.
+    /// results stay in that folder. Parameters that are not given are those it had, and so are the
+    /// device, the policy and the priority where the state folder knows it.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["weights", "output"])]
     resume: Option<PathBuf>,
     /// The device: cpu, cuda, cuda:N or a pool of the state folder's.
@@ -72,6 +73,9 @@ pub(super) struct Arguments {
     #[arg(long)]
     threads: Option<usize>,
 }
+
+/// Of a task that is new.
+const PRIORITY: u8 = 5;
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
@@ -101,7 +105,12 @@ pub(super) fn run(folders: &Folders, arguments: Arguments, json: bool) -> anyhow
                 }
             )
         })?;
-        let submission = submission(&arguments, &plugin)?;
+        let resume = arguments.resume.as_deref().map(Resume::open).transpose()?;
+        let earlier = match &resume {
+            Some(resume) => Store::open(&folders.state)?.training_in(&resume.folder)?,
+            None => None,
+        };
+        let submission = submission(&arguments, &plugin, resume, earlier.as_ref())?;
         let device = submission.device.as_deref();
         let selector = device.map(str::parse::<devices::Selector>).transpose()?;
         // GPUs that the task cannot use are not woken up.
@@ -144,6 +153,8 @@ pub(super) fn run(folders: &Folders, arguments: Arguments, json: bool) -> anyhow
 fn submission(
     arguments: &Arguments,
     plugin: &crate::plugins::Plugin,
+    resume: Option<Resume>,
+    earlier: Option<&TaskRecord>,
 ) -> anyhow::Result<Submission> {
     let (kind, name) = match arguments.kind {
         Kind::Train => (TaskKind::Training, "training"),
@@ -152,7 +163,6 @@ fn submission(
     if arguments.kind == Kind::Infer && arguments.resume.is_some() {
         bail!("--resume is for train: infer takes --weights");
     }
-    let resume = arguments.resume.as_deref().map(Resume::open).transpose()?;
     let models = &plugin.description.models;
     let chosen = arguments.model.as_ref();
     let model = match chosen.or(resume.as_ref().map(|resume| &resume.model)) {
@@ -196,6 +206,7 @@ fn submission(
     if arguments.kind == Kind::Infer && arguments.weights.is_none() {
         bail!("infer needs --weights: a checkpoint that a training wrote");
     }
+    let device = arguments.device.clone();
     let absolute = |path: &PathBuf| std::path::absolute(path).context("the path of --output");
     let output = arguments.output.as_ref().map(absolute).transpose()?;
     Ok(Submission {
@@ -206,10 +217,10 @@ fn submission(
         plugin_file: plugin.file.clone(),
         model: model.name.clone(),
         parameters,
-        device: arguments.device.clone(),
-        tf32: arguments.tf32,
-        policy: arguments.policy,
-        priority: 5,
+        device: device.or_else(|| earlier.and_then(|task| task.device_requested.clone())),
+        tf32: arguments.tf32 || earlier.is_some_and(|task| task.tf32),
+        policy: arguments.policy.or(earlier.and_then(|task| task.policy)),
+        priority: earlier.map_or(PRIORITY, |task| task.priority),
         wait_seconds: arguments.wait,
         description: None,
         data,

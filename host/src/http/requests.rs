@@ -46,8 +46,7 @@ pub(super) struct Training {
     pretrained: Option<bool>,
     shuffle: Option<bool>,
     task_id: Option<String>,
-    #[serde(default = "training_priority")]
-    priority: u8,
+    priority: Option<u8>,
     wait_seconds: Option<u64>,
     description: Option<String>,
     #[serde(default)]
@@ -74,8 +73,7 @@ pub(super) struct Inference {
     #[serde(default)]
     policy: Option<String>,
     task_id: Option<String>,
-    #[serde(default = "inference_priority")]
-    priority: u8,
+    priority: Option<u8>,
     wait_seconds: Option<u64>,
     description: Option<String>,
     #[serde(default)]
@@ -86,13 +84,10 @@ fn cuda() -> String {
     "cuda".to_owned()
 }
 
-fn training_priority() -> u8 {
-    5
-}
-
-fn inference_priority() -> u8 {
-    3
-}
+/// Of a training that says none.
+const TRAINING_PRIORITY: u8 = 5;
+/// Of an inference that says none.
+const INFERENCE_PRIORITY: u8 = 3;
 
 impl Training {
     pub(super) fn submission(
@@ -170,7 +165,10 @@ impl Training {
                 .unwrap_or_else(cuda),
             tf32: self.tf32 || earlier.is_some_and(|task| task.tf32),
             policy: policy(self.policy)?.or(earlier.and_then(|task| task.policy)),
-            priority: self.priority,
+            priority: self
+                .priority
+                .or(earlier.map(|task| task.priority))
+                .unwrap_or(TRAINING_PRIORITY),
             wait_seconds: self.wait_seconds,
             data,
             weights,
@@ -185,7 +183,7 @@ impl Training {
 /// What a training goes on from.
 struct Resumed {
     state: Resume,
-    /// The task, where the request named one.
+    /// The task, where the host knows it.
     task: Option<TaskRecord>,
 }
 
@@ -200,6 +198,10 @@ impl Resumed {
         }
         let path = task.as_ref().map_or(named, |task| &task.output);
         let state = Resume::open(path).map_err(|error| Problem::invalid(error.code(), error))?;
+        let task = match task {
+            Some(task) => Some(task),
+            None => tasks.training_in(&state.folder)?,
+        };
         Ok(Self { state, task })
     }
 }
@@ -220,7 +222,7 @@ impl Inference {
             device: self.device,
             tf32: self.tf32,
             policy: policy(self.policy)?,
-            priority: self.priority,
+            priority: self.priority.unwrap_or(INFERENCE_PRIORITY),
             wait_seconds: self.wait_seconds,
             data,
             weights: Some(self.weight_path),

@@ -1,5 +1,7 @@
 //! Routes about tasks.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
@@ -16,8 +18,9 @@ use crate::tasks::task::{TaskKind, TaskRecord, TaskState};
 
 type Answer = Result<Json<Value>, Problem>;
 
-/// A task as clients see it; what Hangar adds follows the old members.
-fn response(record: &TaskRecord) -> Value {
+/// A task as clients see it; what Hangar adds follows the old members. `positions` are those of the tasks
+/// that wait.
+fn response(record: &TaskRecord, positions: &HashMap<String, u64>) -> Value {
     json!({
         "task_id": record.id,
         "task_type": record.kind,
@@ -38,6 +41,7 @@ fn response(record: &TaskRecord) -> Value {
         "device_requested": record.device_requested,
         "fallback_reason": record.fallback_reason,
         "waiting_reason": record.waiting_reason,
+        "position": positions.get(&record.id),
         "device_uuid": record.device_uuid,
         "device_memory": record.device_memory,
         "devices": record.devices,
@@ -68,16 +72,19 @@ pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
 
 pub(super) async fn train(State(host): Shared, body: Bytes) -> Answer {
     let submission = parse::<Training>(&body)?.submission(&host.registry, &host.tasks)?;
-    Ok(Json(response(&host.tasks.submit(submission)?)))
+    let record = host.tasks.submit(submission)?;
+    Ok(Json(response(&record, &host.tasks.positions())))
 }
 
 pub(super) async fn infer(State(host): Shared, body: Bytes) -> Answer {
     let submission = parse::<Inference>(&body)?.submission(&host.registry)?;
-    Ok(Json(response(&host.tasks.submit(submission)?)))
+    let record = host.tasks.submit(submission)?;
+    Ok(Json(response(&record, &host.tasks.positions())))
 }
 
 pub(super) async fn get(State(host): Shared, Path(id): Path<String>) -> Answer {
-    Ok(Json(response(&host.tasks.get(&id)?)))
+    let record = host.tasks.get(&id)?;
+    Ok(Json(response(&record, &host.tasks.positions())))
 }
 
 fn done(id: &str, message: &str) -> Json<Value> {
@@ -107,6 +114,7 @@ pub(super) async fn list(
 ) -> Answer {
     let Query(listing) =
         listing.map_err(|error| Problem::invalid("request.query", error.body_text()))?;
+    let positions = host.tasks.positions();
     let of = |kind: TaskKind| -> Result<Vec<Value>, Problem> {
         if listing.task_type.is_some_and(|wanted| wanted != kind) {
             return Ok(Vec::new());
@@ -117,7 +125,9 @@ pub(super) async fn list(
             kind: Some(kind),
             limit,
         };
-        Ok(host.tasks.list(&filter)?.iter().map(response).collect())
+        let records = host.tasks.list(&filter)?;
+        let described = records.iter().map(|record| response(record, &positions));
+        Ok(described.collect())
     };
     let (training, inference) = (of(TaskKind::Training)?, of(TaskKind::Inference)?);
     Ok(Json(json!({

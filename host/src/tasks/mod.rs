@@ -263,6 +263,28 @@ impl Tasks {
         self.inner.store.get(id)
     }
 
+    /// The newest training whose results are in a folder, by its canonical path.
+    pub fn training_in(&self, folder: &Path) -> Result<Option<TaskRecord>, TaskError> {
+        self.inner.store.training_in(folder)
+    }
+
+    /// The places of the tasks that wait, by id: from 1, in the order in which they go first.
+    pub fn positions(&self) -> HashMap<String, u64> {
+        let live = self.inner.live();
+        let queued = live
+            .queue
+            .iter()
+            .map(|(&place, waiting)| (place, &waiting.id));
+        let planning = live
+            .planning
+            .iter()
+            .map(|(id, planning)| (planning.place, id));
+        let mut waiting: Vec<(Place, &String)> = queued.chain(planning).collect();
+        waiting.sort_unstable();
+        let ids = waiting.into_iter().map(|(_, id)| id.clone());
+        ids.zip(1..).collect()
+    }
+
     /// Tasks, the newest first.
     pub fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, TaskError> {
         self.inner.store.list(filter)

@@ -187,6 +187,20 @@ impl Store {
         .collect()
     }
 
+    /// The newest training whose results are in a folder, by its canonical path.
+    pub fn training_in(&self, folder: &Path) -> Result<Option<TaskRecord>, TaskError> {
+        let every = TaskFilter {
+            state: None,
+            kind: Some(TaskKind::Training),
+            limit: usize::MAX,
+        };
+        let there = |record: &TaskRecord| {
+            let output = &record.output;
+            output == folder || output.canonicalize().is_ok_and(|output| output == folder)
+        };
+        Ok(self.list(&every)?.into_iter().find(there))
+    }
+
     /// A page of a task's events after one of a number.
     pub fn events(&self, id: &str, after: u64) -> Result<Vec<Event>, TaskError> {
         let connection = self.connection();

@@ -340,7 +340,7 @@ mod tests {
                 "task_id": format!("task-{index}"), "task_type": "training", "plugin": "digits",
                 "model": "cnn", "device": "cuda:0", "device_requested": "cuda", "priority": 5,
                 "progress": 40.0, "current_epoch": 2, "total_epochs": 5, "message": "epoch 2 of 5",
-                "waiting_reason": null, "created_at": format!("2026-01-01T00:00:{index:02}Z"),
+                "waiting_reason": null, "position": index + 1, "created_at": format!("2026-01-01T00:00:{index:02}Z"),
             })
         };
         json!({
@@ -369,7 +369,10 @@ mod tests {
         let mut document = document(2, 2);
         document["gpus"][1] = json!({ "device": "cuda:1", "name": "Tesla T4", "health": "lost",
             "schedulable": false, "reason": "it fell off the bus" });
-        document["waiting"][1]["priority"] = 1.into();
+        // It has waited for so long that it goes before one of a higher priority.
+        document["waiting"][0]["position"] = 2.into();
+        document["waiting"][1]["position"] = 1.into();
+        document["waiting"][1]["priority"] = 7.into();
         document["waiting"][1]["waiting_reason"] = "cuda:0 runs 1 of 1 trainings".into();
         let expected = "\
 hangar  http://127.0.0.1:8000  2 GPUs  2 tasks run, 2 of 100 wait
@@ -382,7 +385,7 @@ running      what                  device  progress    epoch   message
 task-0       train digits/cnn      cuda:0  ██░░░░  40% 2/5     epoch 2 of 5
 task-1       train digits/cnn      cuda:0  ██░░░░  40% 2/5     epoch 2 of 5
 waiting      what                  for         priority, and why it waits
-task-1       train digits/cnn      cuda        1
+task-1       train digits/cnn      cuda        7
   cuda:0 runs 1 of 1 trainings
 task-0       train digits/cnn      cuda        5
 

@@ -20,7 +20,7 @@ pub(super) struct View {
     pub(super) queue: Queue,
     /// In the order of their beginning.
     pub(super) running: Vec<Task>,
-    /// By priority, then by age.
+    /// In the order in which they go first.
     pub(super) waiting: Vec<Task>,
     /// Why there is nothing newer.
     pub(super) problem: Option<String>,
@@ -58,6 +58,8 @@ pub(super) struct Task {
     pub(super) total_epochs: Option<u64>,
     pub(super) message: String,
     pub(super) waiting_reason: Option<String>,
+    /// Its place among those that wait, from 1; none of one that begins.
+    position: Option<u64>,
     pub(super) created_at: String,
 }
 
@@ -102,7 +104,7 @@ impl View {
         let tasks = |list: &str| -> anyhow::Result<Vec<Task>> { member(document, list) };
         let (mut running, mut waiting) = (tasks("running")?, tasks("waiting")?);
         running.sort_by(|a, b| a.created_at.cmp(&b.created_at));
-        waiting.sort_by(|a, b| (a.priority, &a.created_at).cmp(&(b.priority, &b.created_at)));
+        waiting.sort_by_key(|task| task.position);
         Ok(Self {
             server: member(document, "server")?,
             gpus: view::gpus(document)?,
