@@ -103,6 +103,19 @@ fn described(c: &Conv2d, g: &Geometry, direction: Direction) -> dnn::Shape {
 }
 
 impl Lowering<'_> {
+    /// By cuDNN where it is installed; depthwise by our own kernels in any case.
+    fn convolve_or_own(&mut self, c: &Conv2d, convolution: Convolution) {
+        let depthwise = c.groups > 1 && convolution.shape.weight[1] == 1;
+        if depthwise {
+            convolution
+                .own
+                .into_iter()
+                .for_each(|launch| self.launch(launch));
+        } else {
+            self.convolve(convolution);
+        }
+    }
+
     /// `addresses`: x, weight, bias (0 for none), y.
     pub(super) fn conv2d(
         &mut self,
@@ -120,13 +133,16 @@ impl Lowering<'_> {
             let own = [g.batch, g.out, g.rows, g.columns];
             add_broadcast(y, bias, y, &own, &[g.out, 1, 1], n)
         });
-        self.convolve(Convolution {
-            shape: described(c, &g, Direction::Forward),
-            operands: Operands { x, weight, y },
-            before: Vec::new(),
-            after: after.into_iter().collect(),
-            own: vec![own],
-        });
+        self.convolve_or_own(
+            c,
+            Convolution {
+                shape: described(c, &g, Direction::Forward),
+                operands: Operands { x, weight, y },
+                before: Vec::new(),
+                after: after.into_iter().collect(),
+                own: vec![own],
+            },
+        );
         Ok(())
     }
 
@@ -146,13 +162,16 @@ impl Lowering<'_> {
         ];
         let own = product(kernels, conv, sizes, &addresses);
         let [y, weight, x] = addresses;
-        self.convolve(Convolution {
-            shape: described(c, &g, Direction::Input),
-            operands: Operands { x, weight, y },
-            before: Vec::new(),
-            after: Vec::new(),
-            own: vec![own],
-        });
+        self.convolve_or_own(
+            c,
+            Convolution {
+                shape: described(c, &g, Direction::Input),
+                operands: Operands { x, weight, y },
+                before: Vec::new(),
+                after: Vec::new(),
+                own: vec![own],
+            },
+        );
         Ok(())
     }
 
@@ -191,17 +210,20 @@ impl Lowering<'_> {
             let launch = launch.with(x_at).with(dy).with(dweight).with(conv);
             own.push(launch.count(results));
         }
-        self.convolve(Convolution {
-            shape: described(c, &g, Direction::Weight),
-            operands: Operands {
-                x: x_at,
-                weight: dweight,
-                y: dy,
+        self.convolve_or_own(
+            c,
+            Convolution {
+                shape: described(c, &g, Direction::Weight),
+                operands: Operands {
+                    x: x_at,
+                    weight: dweight,
+                    y: dy,
+                },
+                before: Vec::new(),
+                after: Vec::new(),
+                own,
             },
-            before: Vec::new(),
-            after: Vec::new(),
-            own,
-        });
+        );
         Ok(())
     }
 }

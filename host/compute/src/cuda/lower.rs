@@ -21,7 +21,7 @@ use crate::walk::{Walk, broadcast, strides};
 /// Tensors of more elements are refused: kernels index with 32 bits.
 const MOST_ELEMENTS: u64 = (1 << 31) - 1;
 /// Reductions with fewer results than this many blocks are split.
-const SPLIT_BELOW: usize = 256;
+const SPLIT_BELOW: usize = 1024;
 /// The least elements that a part of a split reduction adds up.
 const SPLIT_ELEMENTS: usize = 4096;
 

@@ -5,6 +5,16 @@ use super::program::Launch;
 use crate::graph::Node;
 use crate::ops::Op;
 
+/// Elements of a channel that a block adds up at least.
+const SHARE: usize = 8192;
+/// Blocks above which channels are not divided among more.
+const BLOCKS: usize = 2048;
+
+/// Among how many blocks the elements of each channel are divided: the same on every GPU.
+fn splits(channels: usize, count: usize) -> usize {
+    (BLOCKS / channels.max(1)).clamp(1, count.div_ceil(SHARE).max(1))
+}
+
 /// `[batch, channels, …]`: elements, channels, elements of a plane.
 fn planes(shape: &[usize]) -> (usize, usize, usize) {
     (
@@ -25,15 +35,13 @@ impl Lowering<'_> {
         let launch = match &node.op {
             Op::BatchStatistics { epsilon } => {
                 let shape = of(0);
-                let (_, channels, plane) = planes(&shape);
-                let launch = Launch::each("batch_statistics", channels)
-                    .with(x[0])
-                    .with(out);
-                launch
-                    .with(*epsilon as f32)
-                    .count(shape[0])
-                    .count(channels)
-                    .count(plane)
+                let (n, channels, plane) = planes(&shape);
+                let (parts, splits) =
+                    self.sums("batch_moments", &x[..1], shape[0], [n, channels, plane]);
+                let launch = Launch::each("batch_statistics", channels).with(x[0]);
+                let launch = launch.with(parts).with(out).with(*epsilon as f32);
+                let launch = launch.count(shape[0]).count(channels).count(plane);
+                launch.count(splits)
             }
             Op::FixedStatistics { epsilon } => {
                 let channels = of(0)[0];
@@ -52,13 +60,12 @@ impl Lowering<'_> {
             }
             Op::BatchNormParameterGradient => {
                 let shape = of(0);
-                let (_, channels, plane) = planes(&shape);
-                let launch = all(Launch::each("batch_norm_parameter_gradient", channels));
-                launch
-                    .with(out)
-                    .count(shape[0])
-                    .count(channels)
-                    .count(plane)
+                let (n, channels, plane) = planes(&shape);
+                let (parts, splits) =
+                    self.sums("batch_norm_products", x, shape[0], [n, channels, plane]);
+                let launch = Launch::each("batch_norm_parameter_gradient", channels);
+                let launch = launch.with(parts).with(x[2]).with(out);
+                launch.count(channels).count(splits)
             }
             Op::BatchNormTrainGradient => {
                 let (n, channels, plane) = planes(&of(0));
@@ -85,5 +92,25 @@ impl Lowering<'_> {
             _ => return,
         };
         self.launch(launch);
+    }
+
+    /// Launches a kernel that adds up parts of channels; where it writes two sums for each part and
+    /// channel, and the number of parts.
+    fn sums(
+        &mut self,
+        kernel: &'static str,
+        x: &[u64],
+        batch: usize,
+        [n, channels, plane]: [usize; 3],
+    ) -> (u64, usize) {
+        let count = n / channels.max(1);
+        let splits = splits(channels, count);
+        let parts = self.workspace((splits * 2 * channels) as u64 * 8);
+        let blocks = [channels, splits, 1];
+        let launch = Launch::blocks(kernel, blocks);
+        let launch = x.iter().fold(launch, |launch, &x| launch.with(x));
+        let launch = launch.with(parts).count(batch).count(channels);
+        self.launch(launch.count(plane).count(count.div_ceil(splits)));
+        (parts, splits)
     }
 }

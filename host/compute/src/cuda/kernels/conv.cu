@@ -76,6 +76,10 @@ struct Forward {
     __device__ float b(const Conv& c, Index group, Index k, Column n) const {
         return seen(x, c, group, n, tap_of(k, c));
     }
+    __device__ float term(const Conv& c, Extent e, Index group, Index m, Tap t, Column n) const {
+        Index k = (t.channel * c.kernel_height + t.row) * c.kernel_width + t.column;
+        return a(c, e, group, m, k) * seen(x, c, group, n, t);
+    }
     __device__ void store(const Conv& c, Extent e, Index group, Index m, Index n, float v) const {
         Pixel p = pixel_of(n, c.rows, c.columns);
         Index out = group * e.m + m;
@@ -98,13 +102,11 @@ struct InputGradient {
     __device__ Column column(const Conv& c, Index n) const {
         return pixel_of(n, c.height, c.width);
     }
-    __device__ float a(const Conv& c, Extent e, Index group, Index m, Index k) const {
-        Tap t = tap_of(k, c);
+    __device__ float weight_at(const Conv& c, Extent e, Index group, Index m, Tap t) const {
         Index out = group * (c.out / c.groups) + t.channel;
         return weight[((out * e.m + m) * c.kernel_height + t.row) * c.kernel_width + t.column];
     }
-    __device__ float b(const Conv& c, Index group, Index k, Column n) const {
-        Tap t = tap_of(k, c);
+    __device__ float gradient_at(const Conv& c, Index group, Tap t, Column n) const {
         Index row = n.row + c.padding_height - t.row * c.dilation_height;
         Index column = n.column + c.padding_width - t.column * c.dilation_width;
         Index at_row = row / c.stride_height, at_column = column / c.stride_width;
@@ -114,6 +116,15 @@ struct InputGradient {
         }
         Index out = group * (c.out / c.groups) + t.channel;
         return dy[((n.sample * c.out + out) * c.rows + at_row) * c.columns + at_column];
+    }
+    __device__ float a(const Conv& c, Extent e, Index group, Index m, Index k) const {
+        return weight_at(c, e, group, m, tap_of(k, c));
+    }
+    __device__ float b(const Conv& c, Index group, Index k, Column n) const {
+        return gradient_at(c, group, tap_of(k, c), n);
+    }
+    __device__ float term(const Conv& c, Extent e, Index group, Index m, Tap t, Column n) const {
+        return weight_at(c, e, group, m, t) * gradient_at(c, group, t, n);
     }
     __device__ void store(const Conv& c, Extent e, Index group, Index m, Index n, float v) const {
         Pixel p = pixel_of(n, c.height, c.width);
@@ -217,8 +228,13 @@ __device__ inline void direct(const Product& product, const Conv& c, Index n) {
         Index m = rest % e.m, group = rest / e.m;
         typename Product::Column of = product.column(c, column);
         float sum = 0.0f;
-        for (Index k = 0; k < e.k; k++) {
-            sum += product.a(c, e, group, m, k) * product.b(c, group, k, of);
+        Index channels = e.k / (c.kernel_height * c.kernel_width);
+        for (Index channel = 0; channel < channels; channel++) {
+            for (Index row = 0; row < c.kernel_height; row++) {
+                for (Index at = 0; at < c.kernel_width; at++) {
+                    sum += product.term(c, e, group, m, {channel, row, at}, of);
+                }
+            }
         }
         product.store(c, e, group, m, column, sum);
     }

@@ -8,25 +8,54 @@ __device__ inline Index channel_at(Index channel, Index i, Index channels, Index
     return (sample * channels + channel) * plane + (i - sample * plane);
 }
 
-// A block a channel, in two passes so that nothing cancels.
-KERNEL batch_statistics(const float* x, float* out, float epsilon, Index batch, Index channels,
-                        Index plane) {
+// Of a part of a channel, so many elements long: Σ (x − shift) and Σ (x − shift)², where the shift is
+// the channel's first element, so that little cancels. parts is [splits, 2, channels]; blockIdx.y counts
+// splits.
+KERNEL batch_moments(const float* x, double* parts, Index batch, Index channels, Index plane,
+                     Index share) {
     __shared__ double shared[BLOCK / WARP];
-    Index count = batch * plane;
+    Index first = blockIdx.y * share, count = batch * plane;
+    Index last = first + share < count ? first + share : count;
+    double* out = parts + blockIdx.y * 2 * channels;
     for (Index channel = blockIdx.x; channel < channels; channel += gridDim.x) {
-        double sum = 0.0;
-        for (Index i = threadIdx.x; i < count; i += BLOCK) {
-            sum += x[channel_at(channel, i, channels, plane)];
-        }
-        double mean = block_join<ExactSum>(sum, shared) / count;
-        double squares = 0.0;
-        for (Index i = threadIdx.x; i < count; i += BLOCK) {
-            double d = x[channel_at(channel, i, channels, plane)] - mean;
+        double shift = x[channel * plane], sum = 0.0, squares = 0.0;
+#pragma unroll 4
+        for (Index i = first + threadIdx.x; i < last; i += BLOCK) {
+            double d = x[channel_at(channel, i, channels, plane)] - shift;
+            sum += d;
             squares += d * d;
         }
-        double variance = block_join<ExactSum>(squares, shared) / count;
+        sum = block_join<ExactSum>(sum, shared);
+        squares = block_join<ExactSum>(squares, shared);
         if (threadIdx.x == 0) {
-            out[channel] = float(mean);
+            out[channel] = sum;
+            out[channels + channel] = squares;
+        }
+    }
+}
+
+// Σ of a channel's first or second number over all parts.
+__device__ inline double total(const double* parts, Index which, Index channel, Index channels,
+                               Index splits, double* shared) {
+    double sum = 0.0;
+    for (Index split = threadIdx.x; split < splits; split += BLOCK) {
+        sum += parts[(split * 2 + which) * channels + channel];
+    }
+    return block_join<ExactSum>(sum, shared);
+}
+
+// Statistics of the moments of all parts. A block a channel.
+KERNEL batch_statistics(const float* x, const double* parts, float* out, float epsilon,
+                        Index batch, Index channels, Index plane, Index splits) {
+    __shared__ double shared[BLOCK / WARP];
+    double count = double(batch) * plane;
+    for (Index channel = blockIdx.x; channel < channels; channel += gridDim.x) {
+        double sum = total(parts, 0, channel, channels, splits, shared);
+        double squares = total(parts, 1, channel, channels, splits, shared);
+        if (threadIdx.x == 0) {
+            double variance = (squares - sum * sum / count) / count;
+            variance = variance > 0.0 || variance != variance ? variance : 0.0;
+            out[channel] = float(x[channel * plane] + sum / count);
             out[channels + channel] = float(1.0 / sqrt(variance + epsilon));
             out[2 * channels + channel] = float(variance);
         }
@@ -62,20 +91,37 @@ KERNEL batch_norm(const float* x, const float* scale, const float* bias, const f
     }
 }
 
-// out [2, channels]: Σ dy·x̂ and Σ dy. A block a channel.
-KERNEL batch_norm_parameter_gradient(const float* x, const float* dy, const float* statistics,
-                                     float* out, Index batch, Index channels, Index plane) {
+// Of a part of a channel: Σ (x − mean)·dy and Σ dy, where parts and splits are as above.
+KERNEL batch_norm_products(const float* x, const float* dy, const float* statistics,
+                           double* parts, Index batch, Index channels, Index plane, Index share) {
     __shared__ double shared[BLOCK / WARP];
-    Index count = batch * plane;
+    Index first = blockIdx.y * share, count = batch * plane;
+    Index last = first + share < count ? first + share : count;
+    double* out = parts + blockIdx.y * 2 * channels;
     for (Index channel = blockIdx.x; channel < channels; channel += gridDim.x) {
         double mean = statistics[channel], hits = 0.0, sum = 0.0;
-        for (Index i = threadIdx.x; i < count; i += BLOCK) {
+#pragma unroll 4
+        for (Index i = first + threadIdx.x; i < last; i += BLOCK) {
             Index at = channel_at(channel, i, channels, plane);
             hits += (x[at] - mean) * dy[at];
             sum += dy[at];
         }
         hits = block_join<ExactSum>(hits, shared);
         sum = block_join<ExactSum>(sum, shared);
+        if (threadIdx.x == 0) {
+            out[channel] = hits;
+            out[channels + channel] = sum;
+        }
+    }
+}
+
+// out [2, channels]: Σ dy·x̂ and Σ dy. A block a channel.
+KERNEL batch_norm_parameter_gradient(const double* parts, const float* statistics, float* out,
+                                     Index channels, Index splits) {
+    __shared__ double shared[BLOCK / WARP];
+    for (Index channel = blockIdx.x; channel < channels; channel += gridDim.x) {
+        double hits = total(parts, 0, channel, channels, splits, shared);
+        double sum = total(parts, 1, channel, channels, splits, shared);
         if (threadIdx.x == 0) {
             out[channel] = float(hits * statistics[channels + channel]);
             out[channels + channel] = float(sum);
