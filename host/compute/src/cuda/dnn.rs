@@ -187,11 +187,11 @@ impl Description {
         let ([ph, pw], [sh, sw], [dh, dw]) = (shape.padding, shape.stride, shape.dilation);
         let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         let float = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
-        // The default may use TF32.
-        let math = if tf32 || shape.bfloat16 {
-            sys::cudnnMathType_t::CUDNN_DEFAULT_MATH
-        } else {
-            sys::cudnnMathType_t::CUDNN_FMA_MATH
+        // The default may use TF32, but no matrix units for bfloat16 (cuDNN API, cudnnMathType_t).
+        let math = match (shape.bfloat16, tf32) {
+            (true, _) => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+            (false, true) => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
+            (false, false) => sys::cudnnMathType_t::CUDNN_FMA_MATH,
         };
         // SAFETY: the description was just made.
         unsafe {
@@ -203,6 +203,20 @@ impl Description {
             check(doing, sys::cudnnSetConvolutionMathType(raw, math))?;
         }
         Ok(description)
+    }
+
+    /// Computes as an algorithm was found with: a `cudnnMathType_t`.
+    fn permit(&self, math: u32) -> Result<(), Error> {
+        use sys::cudnnMathType_t as Math;
+        let math = match math {
+            1 => Math::CUDNN_TENSOR_OP_MATH,
+            2 => Math::CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION,
+            3 => Math::CUDNN_FMA_MATH,
+            _ => Math::CUDNN_DEFAULT_MATH,
+        };
+        // SAFETY: the description lives.
+        let status = unsafe { sys::cudnnSetConvolutionMathType(self.0, math) };
+        check("describing a convolution", status)
     }
 }
 
@@ -338,10 +352,14 @@ impl Convolution {
         };
         let count = usize::try_from(count).unwrap_or(0).min(ALGORITHMS);
         let mut fitting = found[..count].iter().filter(fits);
-        let algorithm = fitting.find_map(|p| Algorithm::of(shape.direction, p.algorithm));
-        let algorithm = algorithm.ok_or_else(|| {
+        let algorithm =
+            fitting.find_map(|p| Some((Algorithm::of(shape.direction, p.algorithm)?, p.math)));
+        let (algorithm, math) = algorithm.ok_or_else(|| {
             Error::new("device.failed", "cuDNN has no algorithm for a convolution")
         })?;
+        if shape.bfloat16 {
+            description.permit(math)?;
+        }
         let dnn = Arc::clone(dnn);
         Ok(Self {
             dnn,
