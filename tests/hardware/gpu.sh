@@ -149,11 +149,27 @@ row_models_tf32() { models tf32; }
 row_models_bf16() { models bf16; }
 row_speed_digits() { ratio digits train 64 f32; }
 row_speed_spoken_digits() { ratio spoken-digits train 32 f32; }
+# The kernels that take most of a model's time, by Nsight Compute.
 row_kernels() {
-    if ! command -v nsys >/dev/null; then echo "nsys is not installed: no share of time by kernel"; return; fi
-    for model in mlp digits spoken-digits; do
-        nsys profile --force-overwrite true -o "$state/profile" "$built/step" $model train 64 "$uuid" f32 20 launches >/dev/null 2>&1
-        nsys stats --report cuda_gpu_kern_sum --format csv "$state/profile.nsys-rep" 2>/dev/null | head -15
+    if ! command -v ncu >/dev/null; then echo "ncu is not installed: no share of time by kernel"; return; fi
+    for run in "resnet18 train 16 f32" "resnet18 train 16 bf16" "vit_b_16 train 32 f32" "gpt2 train 4 f32"; do
+        set -- $run
+        echo "$run"
+        timeout 45 ncu --clock-control none --target-processes all --launch-skip 600 --launch-count 1500 \
+            --metrics gpu__time_duration.sum --csv --log-file "$state/kernels.csv" \
+            "$built/hangar" bench --model "$1" --mode "$2" --batch "$3" --dtype "$4" --device cuda --steps 3 >/dev/null 2>&1
+        python3 - "$state/kernels.csv" <<'PYTHON'
+import collections, csv, sys
+lines = [line for line in open(sys.argv[1]) if not line.startswith("==")]
+times, counts = collections.Counter(), collections.Counter()
+for row in csv.DictReader(lines):
+    name = row["Kernel Name"].split("(")[0][:90]
+    times[name] += float(row["Metric Value"].replace(",", "")) * {"ns": 1e-3, "us": 1, "ms": 1e3}.get(row["Metric Unit"], 1e-3)
+    counts[name] += 1
+whole = sum(times.values())
+for name, time in times.most_common(14):
+    print(f"{100 * time / whole:5.1f} %  {counts[name]:5} of {time / counts[name]:8.1f} µs  {name}")
+PYTHON
     done
 }
 # Every kernel runs in one of these: operators and their gradients, optimizers, every size of transform.

@@ -1,10 +1,11 @@
 """Times the SDK's models against PyTorch, one after the other in one run, and prints a table.
 
 usage: PYTHON_WITH_TORCH tests/measure/models.py [--threads N] [--device cpu|cuda] [--dtype f32|tf32|bf16]
-                                                 [--program dist/hangar]
+                                                 [--program dist/hangar] [--steps N] [--mode train|infer]
 
 Both time a step on random numbers that are drawn once; the ratio is PyTorch's seconds by ours. On a
-GPU inference is also compared with PyTorch captured as a CUDA graph.
+GPU ours copy them there in every step, in trainings while the step before is computed, PyTorch's stay
+there; inference is also compared with PyTorch captured as a CUDA graph.
 `cargo xtask build` must have made dist/hangar.
 """
 
@@ -33,7 +34,7 @@ CUDA = (
     ("mlp", "train", 128),
     ("mlp", "infer", 1),
     ("resnet18", "train", 16),
-    ("resnet18", "train", 128),
+    ("resnet18", "train", 64),
     ("resnet18", "infer", 1),
     ("resnet50", "train", 64),
     ("resnet50", "infer", 16),
@@ -85,14 +86,19 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="f32")
     parser.add_argument("--program", default=ROOT / "dist/hangar")
+    parser.add_argument("--steps", default="0", help="that are timed; 0 for 7 on the CPU and 60 on a GPU")
+    parser.add_argument("--mode", help="only this one")
     chosen = parser.parse_args()
     options = ["--threads", chosen.threads, "--device", chosen.device, "--dtype", chosen.dtype]
+    options += ["--steps", chosen.steps] if chosen.steps != "0" else []
     gpu = chosen.device != "cpu"
     peers = None
     print("| model | mode | batch | Hangar, s | PyTorch, s | ratio |" + (" captured, s | ratio |" if gpu else "") + " peak MB, ours | PyTorch's |")
     print("|---|---|---|---|---|---|---|---|" + ("---|---|" if gpu else ""))
     for row in CUDA if gpu else CPU:
         model, mode, batch = row
+        if chosen.mode not in (None, mode):
+            continue
         arguments = ["--model", model, "--mode", mode, "--batch", str(batch), *options]
         own = ours(chosen.program, arguments)
         # On the CPU peak memory is the process's: one a row.
