@@ -86,8 +86,32 @@ fn measure(nvcc: &Path, source: &Path, architecture: &str) -> anyhow::Result<Vec
     Ok(kernels)
 }
 
-/// Compiles all sources for all GPUs, on all cores: what each kernel takes, by the GPU's place in
-/// [`ARCHITECTURES`].
+/// Does all jobs, on all cores.
+fn on_all_cores<J: Sync, R: Send>(
+    jobs: &[J],
+    work: impl Fn(&J) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push(work(job)?);
+        }
+        anyhow::Ok(done)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            let done = worker.join();
+            all.extend(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
+/// Compiles all sources for all GPUs: what each kernel takes, by the GPU's place in [`ARCHITECTURES`].
 fn measure_all(
     nvcc: &Path,
     sources: &[PathBuf],
@@ -101,33 +125,28 @@ fn measure_all(
                 .map(move |column| (source.as_path(), column))
         })
         .collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut found = Vec::new();
-        while let Some(&(source, column)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let kernels = measure(nvcc, source, ARCHITECTURES[column])?;
-            found.extend(
-                kernels
-                    .into_iter()
-                    .map(|(name, usage)| (name, column, usage)),
-            );
-        }
-        anyhow::Ok(found)
-    };
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let measured = on_all_cores(&jobs, |&(source, column)| {
+        Ok((column, measure(nvcc, source, ARCHITECTURES[column])?))
+    })?;
     let mut uses: BTreeMap<String, BTreeMap<usize, Use>> = BTreeMap::new();
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for worker in workers {
-            let found = worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            for (name, column, usage) in found {
-                uses.entry(name).or_default().insert(column, usage);
-            }
+    for (column, kernels) in measured {
+        for (name, usage) in kernels {
+            uses.entry(name).or_default().insert(column, usage);
         }
-        Ok(uses)
-    })
+    }
+    Ok(uses)
+}
+
+/// The PTX of a source, by way of a file in `folder`.
+fn ptx(nvcc: &Path, folder: &Path, source: &Path) -> anyhow::Result<String> {
+    let name = source.file_stem().context("a source has a name")?;
+    let built = folder.join(name).with_extension("ptx");
+    let mut compile = Command::new(nvcc);
+    compile
+        .arg(format!("-arch={PTX_TARGET}"))
+        .args(["-ptx", "-o"]);
+    super::run(compile.arg(&built).arg(source))?;
+    Ok(std::fs::read_to_string(&built)?)
 }
 
 /// The page of figures.
@@ -163,22 +182,8 @@ fn page(kernels: &BTreeMap<String, BTreeMap<usize, Use>>) -> anyhow::Result<Stri
     Ok(text)
 }
 
-/// Writes a file, or with `check` compares it with what is there.
-fn settle(path: &Path, text: &str, check: bool) -> anyhow::Result<()> {
-    if !check {
-        return Ok(std::fs::write(path, text)?);
-    }
-    let there = std::fs::read_to_string(path).unwrap_or_default();
-    if there != text {
-        bail!(
-            "{} is not what its sources give: run `cargo xtask kernels`",
-            path.display()
-        );
-    }
-    Ok(())
-}
-
-/// Compiles every kernel: PTX beside the sources, and docs/kernels.md.
+/// Compiles every kernel: PTX beside the sources, and docs/kernels.md, whose figures follow from the
+/// same sources and compiler. With `check` only compares the PTX with what is there.
 pub(crate) fn kernels(root: &Path, check: bool) -> anyhow::Result<()> {
     let nvcc = compiler(root)?;
     let folder = root.join("host/compute/src/cuda/kernels");
@@ -187,19 +192,27 @@ pub(crate) fn kernels(root: &Path, check: bool) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
     sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
     sources.sort();
-    let built = root.join("target/kernel.ptx");
-    for source in &sources {
-        let mut compile = Command::new(&nvcc);
-        compile
-            .arg(format!("-arch={PTX_TARGET}"))
-            .args(["-ptx", "-o"]);
-        super::run(compile.arg(&built).arg(source))?;
+    let built = root.join("target/kernels");
+    std::fs::create_dir_all(&built)?;
+    on_all_cores(&sources, |source| {
+        let text = ptx(&nvcc, &built, source)?;
         let name = source.file_stem().context("a source has a name")?;
         let target = folder.join("ptx").join(name).with_extension("ptx");
-        settle(&target, &std::fs::read_to_string(&built)?, check)?;
+        if !check {
+            return Ok(std::fs::write(target, text)?);
+        }
+        if std::fs::read_to_string(&target).unwrap_or_default() != text {
+            bail!(
+                "{} is not what its source gives: run `cargo xtask kernels`",
+                target.display()
+            );
+        }
+        Ok(())
+    })?;
+    if !check {
+        let uses = measure_all(&nvcc, &sources)?;
+        std::fs::write(root.join("docs/kernels.md"), page(&uses)?)?;
     }
-    let uses = measure_all(&nvcc, &sources)?;
-    settle(&root.join("docs/kernels.md"), &page(&uses)?, check)?;
-    println!("{} kernels of {} sources", uses.len(), sources.len());
+    println!("{} sources of kernels", sources.len());
     Ok(())
 }

@@ -18,7 +18,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--full]  every test that needs only rustup and C and C++ compilers; --full runs the full counts of
                  long tests
   kernels [--check]
-                 the CUDA kernels' PTX and docs/kernels.md, with nvcc from PyPI; --check only compares
+                 the CUDA kernels' PTX and docs/kernels.md, with nvcc from PyPI; --check only compares the PTX
   onnx           ONNX's own test cases, with its package from PyPI
   fuzz [SECONDS] every fuzz target, 60 seconds in all or as many as said";
 
