@@ -186,6 +186,75 @@ fn a_training_runs_on_the_instance_that_it_was_given() {
     assert!(refused.contains("split into MIG instances"), "{refused}");
 }
 
+#[test]
+fn gpus_and_instances_that_appear_later_are_tested_and_take_tasks() {
+    let one = "[[gpu]]\nprofile = \"h100\"\nbus = 0x50\n";
+    // Before the other on the bus.
+    let new = "[[gpu]]\nprofile = \"a100\"\nbus = 0x10\n";
+    let (home, machine) = (Home::new(), Machine::new(one));
+    let data = stripes(home.folder.path());
+    let server = serve(&home, &machine);
+    let state = home.folder.path().join("state");
+    let train = |device: &str, id: &str| {
+        let body = json!({
+            "model": "cnn", "train_path": data, "val_path": data, "num_epochs": 1,
+            "batch_size": 16, "device": device, "task_id": id,
+        });
+        let (status, answer) = server.call("POST", "/api/v2/training/start", &body);
+        if status != 200 {
+            return (answer["code"].clone(), Value::Null);
+        }
+        let task = server.wait(id, &["completed", "failed"]);
+        (task["device"].clone(), task["device_uuid"].clone())
+    };
+    let ready = |count: usize| {
+        move |gpus: &Value| {
+            let devices = gpus["devices"].as_array().unwrap();
+            devices.len() == count && devices[count - 1]["schedulable"] == true
+        }
+    };
+    until(&server, GPU, ready(1));
+    assert_eq!(train("cuda:1", "early").0, "device.unknown");
+    machine.change(&format!("{one}{new}"));
+    let gpus = until(&server, GPU, ready(2));
+    let uuids = |gpus: &Value| -> Vec<Value> {
+        let devices = gpus["devices"].as_array().unwrap().iter();
+        devices.map(|gpu| gpu["uuid"].clone()).collect()
+    };
+    assert_eq!(json!(uuids(&gpus)), json!([uuid(0), uuid(1)]));
+    assert_eq!(train("cuda:1", "there"), (json!("cuda:1"), json!(uuid(1))));
+    // Settings of it are kept, as those of any.
+    let limits = json!({ "max_concurrent": { "cuda:1": { "training": 3 } } });
+    let (status, config) = server.call("POST", "/api/v2/resources/config", &limits);
+    assert_eq!(status, 200, "{config}");
+    let kept = std::fs::read_to_string(state.join("devices.json")).unwrap();
+    assert!(kept.contains(&uuid(1)), "{kept}");
+    // Its Xids are heard.
+    let xid = "[[xid]]\nnumber = 1\ngpu = 1\ncode = 48\n";
+    machine.change(&format!("{one}{new}{xid}"));
+    until(&server, GPU, |gpus| {
+        gpus["devices"][1]["health"] == "quarantined"
+    });
+    // An instance of the first, which takes no tasks itself then.
+    let instance_of = "[[gpu.mig]]\nname = \"1g.10gb\"\nmemory_mib = 9856\nsm_count = 16\n";
+    machine.change(&format!("{one}{instance_of}{new}{xid}"));
+    let gpus = until(&server, GPU, ready(3));
+    assert_eq!(json!(uuids(&gpus)), json!([uuid(0), uuid(1), instance(1)]));
+    let ran = train("cuda:2", "split");
+    assert_eq!(ran, (json!("cuda:2"), json!(instance(1))));
+    let gpus = until(&server, GPU, |gpus| {
+        gpus["devices"][0]["schedulable"] == false
+    });
+    let reason = gpus["devices"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("MIG"), "{reason}");
+    machine.change(&format!("{one}{new}{xid}"));
+    until(&server, GPU, |gpus| {
+        gpus["devices"][0]["schedulable"] == true && gpus["devices"][2]["health"] == "lost"
+    });
+    assert_eq!(train("cuda:0", "whole"), (json!("cuda:0"), json!(uuid(0))));
+    server.stop();
+}
+
 fn serve(home: &Home, machine: &Machine) -> Server {
     let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
     machine.on(&mut command);

@@ -371,7 +371,7 @@ impl Machine {
         self.watch.settled();
     }
 
-    /// How well a GPU is; none of one that was not there when the host started.
+    /// How well a GPU is; none of one that has just appeared.
     pub fn health(&self, gpu: &Gpu, usage: Option<&Usage>) -> Option<Shown> {
         self.watch.show(gpu.index, usage)
     }

@@ -321,6 +321,12 @@ impl Allocator {
         self.change(|core| core.scheduler.drain(id, draining))
     }
 
+    /// Adds a device that has appeared, whose number is higher than all others; it belongs to no pool
+    /// until pools are set.
+    pub fn add(&self, entry: DeviceEntry) {
+        self.change(|core| core.scheduler.add(entry));
+    }
+
     /// Changes what is known of a device.
     pub fn update(&self, id: DeviceId, change: impl FnOnce(&mut DeviceEntry)) {
         self.change(|core| core.scheduler.update(id, change));

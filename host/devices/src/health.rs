@@ -78,6 +78,8 @@ pub enum Signal<'a> {
         /// Leases on other instances of the same GPU, of which the driver may be telling as well.
         beside: usize,
     },
+    /// It was split into instances or put together since it last answered, in words.
+    Changed(&'a str),
     /// A task there ended by a fault of the device.
     Fault(&'a str),
     /// The self-test has ended.
@@ -244,6 +246,10 @@ impl Condition {
                 leases,
                 beside,
             } => self.xid(now, *code, *action, (*leases, *beside)),
+            Signal::Changed(what) => {
+                self.suspect(now, (*what).to_owned(), Duration::ZERO);
+                Vec::new()
+            }
             Signal::Fault(reason) => {
                 self.told(now, reason);
                 Vec::new()

@@ -303,6 +303,13 @@ impl Ledger {
         ledger
     }
 
+    /// Adds a device, whose name is behind those of all others.
+    pub(crate) fn add(&mut self, entry: DeviceEntry) {
+        self.devices.push(Device::new(entry));
+        self.offers.push([0; 2]);
+        self.refresh(self.devices.len() - 1);
+    }
+
     /// Works out what a device offers, after a change of it.
     fn refresh(&mut self, place: usize) {
         let device = &self.devices[place];

@@ -227,6 +227,17 @@ impl Scheduler {
         self.review();
     }
 
+    /// Adds a device that has appeared, unless one of its name or behind it is there. It belongs to no
+    /// pool until pools are set.
+    pub(crate) fn add(&mut self, entry: DeviceEntry) {
+        let last = self.ledger.devices.last().map(|device| device.entry.id);
+        if last < Some(entry.id) {
+            self.ledger.add(entry);
+            self.by_device.push(Vec::new());
+            self.review();
+        }
+    }
+
     /// Sets the memory of a device that no lease takes, in bytes.
     pub(crate) fn set_headroom(&mut self, id: DeviceId, bytes: u64) -> Result<(), Refusal> {
         let place = self

@@ -18,7 +18,7 @@ fn health(shown: Option<Shown>) -> Value {
     let Some(shown) = shown else {
         return json!({
             "health": Health::Suspect,
-            "health_reason": "it was not there when the host started: restart the host to use it",
+            "health_reason": "it has just appeared",
             "health_since": null,
             "last_xid": null,
         });

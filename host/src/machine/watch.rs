@@ -30,6 +30,18 @@ struct Ward {
     shown: (Health, Duration),
 }
 
+impl Ward {
+    /// A GPU that is watched from a time on.
+    fn new(gpu: &Gpu, now: Duration) -> Self {
+        Self {
+            condition: Condition::new(now),
+            gpu: gpu.clone(),
+            known: gpu.error.is_none(),
+            shown: (Health::Healthy, now),
+        }
+    }
+}
+
 /// How well a GPU is, for those who look.
 #[derive(Debug, Clone)]
 pub struct Shown {
@@ -46,7 +58,7 @@ pub struct Shown {
 /// How thoroughly a GPU is tested.
 type Depths = Box<dyn Fn(DeviceId) -> Depth + Send + Sync>;
 
-/// The watch over the GPUs that there were when the host started.
+/// The watch over the GPUs.
 pub(super) struct Watch {
     monitor: Monitor,
     allocator: Arc<Allocator>,
@@ -69,15 +81,9 @@ impl Watch {
         gpus: &[Gpu],
         depth: Depths,
     ) -> Arc<Self> {
-        let wards = gpus.iter().map(|gpu| {
-            let ward = Ward {
-                condition: Condition::new(Duration::ZERO),
-                gpu: gpu.clone(),
-                known: gpu.error.is_none(),
-                shown: (Health::Healthy, Duration::ZERO),
-            };
-            (gpu.index, ward)
-        });
+        let wards = gpus
+            .iter()
+            .map(|gpu| (gpu.index, Ward::new(gpu, Duration::ZERO)));
         Arc::new_cyclic(|own| Self {
             monitor,
             allocator,
@@ -117,13 +123,19 @@ impl Watch {
 
     fn sampled(&self, snapshot: &Snapshot) {
         for gpu in &snapshot.gpus {
+            self.welcome(gpu);
             match (gpu.failure, &gpu.error) {
                 (Some(failure), reason) => {
                     let reason = reason.as_deref().unwrap_or_default();
                     self.tell(gpu.index, &Signal::Failed(failure, reason));
                 }
                 (None, _) => {
+                    let changed = self.is_changed(gpu);
                     self.identify(gpu);
+                    if changed {
+                        let what = gpu.unfit().unwrap_or("it is not split any more");
+                        self.tell(gpu.index, &Signal::Changed(what));
+                    }
                     let recovery = gpu.readings.recovery_action;
                     let recovery = recovery.filter(|recovery| *recovery != Recovery::None);
                     self.tell(gpu.index, &Signal::Answered(recovery));
@@ -138,6 +150,30 @@ impl Watch {
                 self.show(index, Some(&usage));
             }
         }
+    }
+
+    /// Whether a GPU was split into instances or put together since it last answered.
+    fn is_changed(&self, gpu: &Gpu) -> bool {
+        let wards = self.wards();
+        let ward = wards.get(&gpu.index);
+        ward.is_some_and(|ward| ward.known && ward.gpu.unfit() != gpu.unfit())
+    }
+
+    /// Takes a GPU under watch that has appeared since the host started, and tells the allocator.
+    fn welcome(&self, gpu: &Gpu) {
+        let mut wards = self.wards();
+        if wards.contains_key(&gpu.index) {
+            return;
+        }
+        wards.insert(gpu.index, Ward::new(gpu, self.began.elapsed()));
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let (entry, pools) = (entry(gpu, &settings), settings.named_pools());
+        drop(settings);
+        self.allocator.add(entry);
+        if let Ok(pools) = pools {
+            self.allocator.set_pools(pools);
+        }
+        self.told.fetch_add(1, Ordering::Release);
     }
 
     /// Keeps what is known of a GPU that answers. One that answers for the first time is told to the

@@ -278,6 +278,20 @@ fn silence_makes_suspect_at_once_and_ends_leases_after_a_while() {
 }
 
 #[test]
+fn a_gpu_that_is_split_or_put_together_is_tested_again() {
+    let mut gpu = healthy();
+    let split = Signal::Changed("it is split");
+    assert_eq!(gpu.signal(second(1), &split), [Order::Test]);
+    gpu.signal(second(1), &Signal::Tested(Err("it is split")));
+    assert!(matches!(gpu.state(), State::Unwell(_)));
+    // Whatever pause there would be.
+    let whole = Signal::Changed("it is whole");
+    assert_eq!(gpu.signal(second(1), &whole), [Order::Test]);
+    gpu.signal(second(2), &Signal::Tested(Ok(())));
+    assert_eq!(gpu.state(), State::Ready);
+}
+
+#[test]
 fn three_failed_samples_make_suspect() {
     let mut gpu = healthy();
     let failed = Signal::Failed(Failure::Unknown, "Unknown Error");
@@ -356,6 +370,7 @@ fn signals() -> impl Strategy<Value = Signal<'static>> {
         3 => failures.prop_map(|failure| Signal::Failed(failure, "failed")),
         2 => (codes, 0usize..3).prop_map(|(code, leases)| xid_among(code, leases)),
         1 => Just(Signal::Fault("fault")),
+        1 => Just(Signal::Changed("split")),
         5 => Just(Signal::Tested(Ok(()))),
         1 => Just(Signal::Tested(Err("failed"))),
         1 => Just(Signal::Enabled),

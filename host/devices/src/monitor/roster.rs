@@ -1,4 +1,4 @@
-//! Which GPU is which `cuda:N`: decided when GPUs are first seen, and kept as long as the host runs,
+//! Which GPU is which `cuda:N`: decided when a GPU is first seen, and kept as long as the host runs,
 //! whatever NVML lists later.
 
 use crate::gpu::{Failure, Gpu, Reading};
@@ -30,6 +30,19 @@ impl Seat {
     }
 }
 
+/// All GPUs that were read, with their instances, in the order of the bus.
+fn by_bus(mut readings: Vec<(u32, Reading)>) -> Vec<Gpu> {
+    readings.sort_by_key(|(_, reading)| reading.position);
+    let gpus = readings.into_iter().flat_map(|(nvml_index, reading)| {
+        let all = std::iter::once(reading.gpu).chain(reading.instances);
+        all.map(move |mut gpu| {
+            gpu.facts.nvml_index = Some(nvml_index);
+            gpu
+        })
+    });
+    gpus.collect()
+}
+
 /// The visible GPUs, in the order of `cuda:N`.
 #[derive(Default)]
 pub(crate) struct Roster {
@@ -45,23 +58,44 @@ impl Roster {
     /// Gives GPUs their places, in the order of the bus: those that `filter` keeps.
     pub(crate) fn seat(
         &mut self,
-        mut readings: Vec<(u32, Reading)>,
+        readings: Vec<(u32, Reading)>,
         filter: impl FnOnce(Vec<Gpu>) -> Vec<Gpu>,
     ) {
-        readings.sort_by_key(|(_, reading)| reading.position);
-        let gpus = readings.into_iter().flat_map(|(nvml_index, reading)| {
-            let all = std::iter::once(reading.gpu).chain(reading.instances);
-            all.map(move |mut gpu| {
-                gpu.facts.nvml_index = Some(nvml_index);
-                gpu
-            })
+        self.seats.clear();
+        for gpu in filter(by_bus(readings)) {
+            self.add(gpu);
+        }
+    }
+
+    /// Gives places to GPUs that have none and answer, behind all others: those, and whether one of them
+    /// is no instance of another.
+    pub(crate) fn seat_more(&mut self, readings: &[(u32, Reading)]) -> (Vec<Gpu>, bool) {
+        let seated = |gpu: &Gpu| {
+            let mut seats = self.seats.iter();
+            seats.any(|seat| seat.known.uuid == gpu.uuid)
+        };
+        let known = |gpu: &Gpu| gpu.uuid.is_some() && gpu.failure.is_none();
+        let new = |reading: &Reading| {
+            let mut all = std::iter::once(&reading.gpu).chain(&reading.instances);
+            all.any(|gpu| known(gpu) && !seated(gpu))
+        };
+        let new = readings.iter().filter(|(_, reading)| new(reading));
+        let mut gpus = by_bus(new.cloned().collect());
+        gpus.retain(|gpu| known(gpu) && !seated(gpu));
+        let whole = gpus.iter().any(|gpu| !gpu.is_instance());
+        let gpus = gpus.into_iter().map(|gpu| self.add(gpu));
+        (gpus.collect(), whole)
+    }
+
+    /// Gives a GPU the next place.
+    fn add(&mut self, gpu: Gpu) -> Gpu {
+        let index = u32::try_from(self.seats.len()).unwrap_or(u32::MAX);
+        let known = Gpu { index, ..gpu };
+        self.seats.push(Seat {
+            nvml_index: known.facts.nvml_index.unwrap_or(index),
+            known: known.clone(),
         });
-        let gpus = filter(gpus.collect());
-        let seats = (0..).zip(gpus).map(|(index, gpu)| Seat {
-            nvml_index: gpu.facts.nvml_index.unwrap_or(index),
-            known: Gpu { index, ..gpu },
-        });
-        self.seats = seats.collect();
+        known
     }
 
     /// N of `cuda:N` of the GPU that had this number of NVML's when it last answered, and of its
@@ -189,6 +223,44 @@ mod tests {
         roster.seat(vec![(0, fails()), (1, answers("a", 3))], |gpus| gpus);
         let gpus = roster.gpus(&[(0, answers("b", 1)), (1, answers("a", 3))]);
         assert_eq!(shown(&gpus), [(0, Some("a"), false), (1, Some("b"), false)]);
+    }
+
+    #[test]
+    fn what_appears_later_gets_the_next_place_wherever_it_is_on_the_bus() {
+        let mut roster = seated();
+        let same = [(0, answers("b", 9)), (1, answers("a", 3))];
+        assert!(roster.seat_more(&same).0.is_empty());
+        let more = [
+            (0, answers("c", 1)),
+            (1, answers("b", 9)),
+            (2, fails()),
+            (3, split("a", 3, &["a1"])),
+        ];
+        roster.gpus(&more);
+        let (added, whole) = roster.seat_more(&more);
+        assert_eq!(
+            shown(&added),
+            [(2, Some("c"), false), (3, Some("a1"), false)]
+        );
+        assert!(whole);
+        assert_eq!(
+            (roster.indices(0), roster.indices(3)),
+            (vec![2], vec![0, 3])
+        );
+        assert!(roster.seat_more(&more).0.is_empty());
+        // One that is gone leaves its place empty, and takes it again.
+        let gpus = roster.gpus(&same);
+        let failing: Vec<bool> = gpus.iter().map(|gpu| gpu.error.is_some()).collect();
+        assert_eq!(failing, [false, false, true, true]);
+        let other = [(0, answers("b", 9)), (1, split("a", 3, &["a2"]))];
+        roster.gpus(&other);
+        let (added, whole) = roster.seat_more(&other);
+        assert_eq!(
+            (shown(&added), whole),
+            (vec![(4, Some("a2"), false)], false)
+        );
+        let gpus = roster.gpus(&more);
+        assert_eq!(shown(&gpus)[2], (2, Some("c"), false));
     }
 
     #[test]

@@ -141,6 +141,8 @@ pub(super) struct Rounds {
     counts: bool,
     /// Whether somebody wants the next round at once.
     wanted: bool,
+    /// Whether there is a GPU whose Xids are not waited for, which another session does.
+    unheard: bool,
 }
 
 impl Rounds {
@@ -164,6 +166,7 @@ impl Rounds {
             awaited: BTreeSet::new(),
             counts: false,
             wanted: false,
+            unheard: false,
         }
     }
 
@@ -187,7 +190,10 @@ impl Rounds {
             }
             self.publish(begun, timeout);
             timeout = TIMEOUT;
-            if self.retry.due() {
+            let hangs = self.threads.gpus.values().any(|gpu| gpu.asked.is_some());
+            // A session in which a call hangs cannot be ended.
+            if self.retry.due() || (self.unheard && !hangs) {
+                self.unheard = false;
                 self.open();
                 continue;
             }
@@ -398,7 +404,13 @@ impl Rounds {
             };
             self.roster.seat(readings.clone(), filter);
         }
-        let gpus = self.roster.gpus(&readings);
+        let mut gpus = self.roster.gpus(&readings);
+        // `CUDA_VISIBLE_DEVICES` counts what there was when it was set.
+        if self.visible.is_none() {
+            let (more, whole) = self.roster.seat_more(&readings);
+            gpus.extend(more);
+            self.unheard |= whole;
+        }
         self.listen(&readings);
         // A session in which a call hangs cannot be ended, and others that fail would not be seen
         // afresh. A GPU that may not be looked at is no failure of NVML's.

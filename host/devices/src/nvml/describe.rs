@@ -194,9 +194,7 @@ fn facts(nvml: &Nvml, device: &Device<'_>, gaps: &mut Gaps) -> Facts {
         sm_count: cores.zip(each).map(|(cores, each)| cores / each),
         cuda_cores: cores,
         vbios_version: gaps.tell("vbios_version", device.vbios_version()),
-        mig_enabled: gaps
-            .tell("mig_enabled", device.mig_mode())
-            .map(|mode| mode.current == 1),
+        mig_enabled: gaps.tell("mig_enabled", split(device)),
         mig_parent_uuid: None,
         mig_gpu_instance: None,
         mig_compute_instance: None,
@@ -367,6 +365,11 @@ fn power_draw_kind(capability: Option<&CudaComputeCapability>) -> &'static str {
     }
 }
 
+/// Whether a GPU is split into instances (`nvmlDeviceGetMigMode`).
+fn split(device: &Device<'_>) -> Result<bool, NvmlError> {
+    device.mig_mode().map(|mode| mode.current == 1)
+}
+
 impl Known {
     fn read(nvml: &Nvml, device: &Device<'_>) -> Self {
         let (read, mut gaps) = (Instant::now(), Gaps::default());
@@ -411,9 +414,10 @@ pub(super) fn describe(
         *known = None;
         return silent(failure(error), error.to_string());
     }
-    let recent = known
-        .take()
-        .filter(|known| known.read.elapsed() < FACTS_AGE);
+    // Whether it is split is looked at each time, as its instances are devices.
+    let recent = known.take().filter(|known| {
+        known.read.elapsed() < FACTS_AGE && known.facts.mig_enabled == split(device).ok()
+    });
     let lasting = known.insert(recent.unwrap_or_else(|| Known::read(nvml, device)));
     let (facts, mut gaps) = (lasting.facts.clone(), lasting.gaps.clone());
     let memory = gaps.tell("memory_total_bytes", memory);

@@ -516,6 +516,28 @@ fn a_gpu_that_slows_down_for_heat_again_and_again_takes_nothing_until_it_no_long
 }
 
 #[test]
+fn a_gpu_that_appears_takes_what_waits_and_joins_pools() {
+    let mut s = machine(1);
+    s.granted(training("cuda", 1, 0));
+    let (waiting, _) = s.waits(training("cuda", 1, 1));
+    let missing = s.submit(training("cuda:1", 1, 2)).unwrap_err();
+    assert_eq!(missing.code(), "device.unknown");
+    s.add(entry(DeviceId::Cuda(1), 24));
+    assert_eq!(s.grants(), [(waiting, "cuda:1".to_owned())]);
+    // Twice, or out of order, is nothing new.
+    s.add(entry(DeviceId::Cuda(1), 99));
+    s.add(entry(DeviceId::Cpu, 99));
+    assert_eq!(s.ledger.devices.len(), 3);
+    s.set_pools(vec![("all".parse().unwrap(), Pool::default())]);
+    assert_eq!(s.ledger.pools[0].members, [1, 2]);
+    // Where there was none, tasks wait no longer for the processor.
+    let mut s = machine(0);
+    assert_eq!(s.granted(training("cuda", 1, 0)).device, DeviceId::Cpu);
+    s.add(entry(DeviceId::Cuda(0), 24));
+    assert_eq!(s.granted(training("cuda", 1, 1)).device, DeviceId::Cuda(0));
+}
+
+#[test]
 fn tasks_wait_for_a_gpu_that_is_unwell_and_others_take_what_there_is() {
     let mut s = machine(1);
     let state = |s: &mut Scheduler, state| s.update(DeviceId::Cuda(0), |gpu| gpu.state = state);
