@@ -4,7 +4,7 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use super::*;
-use crate::queue::Place;
+use crate::Place;
 
 fn device(id: DeviceId) -> DeviceEntry {
     DeviceEntry {
