@@ -575,45 +575,126 @@ fn cuda_agrees_with_the_cpu_where_there_is_no_reference() {
     });
 }
 
-/// Attention over more queries, keys, features and values than a block has, forward and backward.
+/// Sizes of an attention: its leading axes, queries, keys, features, values, and its bias.
+type AttentionCase = (
+    &'static [u64],
+    [u64; 4],
+    Option<&'static [u64]>,
+    &'static [bool],
+);
+
+/// The result of an attention and the gradients of its operands, by name.
+fn attention_plan(
+    (lead, [queries, keys, features, values], bias, _): AttentionCase,
+    hidden_row: Option<u64>,
+    causal: bool,
+) -> (Plan, Vec<&'static str>) {
+    let mut b = Builder::new();
+    let shape = |rows: u64, columns: u64| [lead, &[rows, columns]].concat();
+    let parameter = |b: &mut Builder, name: &str, shape: &[u64]| {
+        b.parameter(name, shape, "normal:0:1", 5).unwrap()
+    };
+    let q = parameter(&mut b, "q", &shape(queries, features));
+    let k = parameter(&mut b, "k", &shape(keys, features));
+    let v = parameter(&mut b, "v", &shape(keys, values));
+    let mut of = vec![q, k, v];
+    let bias = match hidden_row {
+        Some(row) => {
+            let hides = |at: u64| {
+                if at / keys == row {
+                    f32::NEG_INFINITY
+                } else {
+                    0.0
+                }
+            };
+            let bytes: Vec<u8> = (0..queries * keys)
+                .flat_map(|at| hides(at).to_le_bytes())
+                .collect();
+            let shape = [queries, keys];
+            Some(b.constant(DType::F32, &shape, &bytes).unwrap())
+        }
+        None => bias.map(|bias| {
+            of.push(parameter(&mut b, "bias", bias));
+            of[3]
+        }),
+    };
+    let y = b.attention((q, k, v), bias, causal, None).unwrap();
+    let squares = b.mul(y, y).unwrap();
+    let loss = b.sum(squares, &[], false).unwrap();
+    b.output("y", y).unwrap();
+    let names = &["y", "dq", "dk", "dv", "dbias"][..=of.len()];
+    let gradients = b.gradients(loss, &of).unwrap();
+    for (name, gradient) in names[1..].iter().zip(gradients) {
+        b.output(name, gradient).unwrap();
+    }
+    (Plan::new(&b.graph(), 1).unwrap(), names.to_vec())
+}
+
+fn outputs(backend: &dyn Backend, plan: &Plan, names: &[&str]) -> Vec<Vec<f32>> {
+    let mut session = backend.open(vec![plan.clone()], u64::MAX).unwrap();
+    session.run(0, 1, &[], &AtomicBool::new(false)).unwrap();
+    let output = |name: &&str| session.output(0, name).unwrap().to_f32().unwrap();
+    names.iter().map(output).collect()
+}
+
+/// Whether numbers of both are the same but for rounding, and both have NaN at the same places.
+fn assert_close(gpu: &[f32], cpu: &[f32], what: &str) {
+    for (i, (a, b)) in gpu.iter().zip(cpu).enumerate() {
+        assert_eq!(a.is_nan(), b.is_nan(), "{what}: {i} is {a}, not {b}");
+    }
+    let norm = |x: &mut dyn Iterator<Item = f32>| {
+        let squares = x.filter(|x| !x.is_nan()).map(|x| x * x);
+        squares.sum::<f32>().sqrt()
+    };
+    let difference = norm(&mut gpu.iter().zip(cpu).map(|(a, b)| a - b));
+    // The gradient of a bias of whole rows is 0 but for rounding: what it sums is no smaller than this.
+    let size = norm(&mut cpu.iter().copied()).max(10.0);
+    assert!(difference <= 1e-5 * size, "{what}: {difference} of {size}");
+}
+
+/// Attention forward and backward: parts of tiles along every axis, features and values in one block
+/// and in many, read by vectors and one by one, and biases that repeat.
 #[test]
 fn cuda_attention_of_many_tiles_agrees_with_the_cpu() {
+    const CASES: [AttentionCase; 9] = [
+        (&[2], [130, 70, 33, 67], Some(&[130, 70]), &[false, true]),
+        (&[2], [66, 65, 64, 64], None, &[false, true]),
+        (&[2, 2], [65, 130, 16, 16], Some(&[2, 1, 1, 130]), &[true]),
+        (&[2], [67, 66, 80, 64], Some(&[67, 1]), &[false]),
+        (&[1], [65, 64, 128, 128], None, &[true]),
+        (&[3], [1, 70, 64, 32], Some(&[3, 1, 70]), &[false, true]),
+        (&[2], [129, 3, 8, 80], None, &[true]),
+        (&[1, 2], [64, 128, 32, 20], Some(&[2, 64, 128]), &[false]),
+        (&[2], [64, 64, 5, 63], Some(&[1]), &[true]),
+    ];
     let test = "cuda_attention_of_many_tiles_agrees_with_the_cpu";
     emulated(test, &["forward", "reverse", "11"], GPU, || {
-        for causal in [false, true] {
-            let mut b = Builder::new();
-            let parameter = |b: &mut Builder, name: &str, shape: &[u64]| {
-                b.parameter(name, shape, "normal:0:1", 5).unwrap()
-            };
-            let q = parameter(&mut b, "q", &[2, 70, 33]);
-            let k = parameter(&mut b, "k", &[2, 45, 33]);
-            let v = parameter(&mut b, "v", &[2, 45, 67]);
-            let bias = parameter(&mut b, "bias", &[70, 45]);
-            let y = b.attention((q, k, v), Some(bias), causal, None).unwrap();
-            let squares = b.mul(y, y).unwrap();
-            let loss = b.sum(squares, &[], false).unwrap();
-            b.output("y", y).unwrap();
-            let names = ["y", "dq", "dk", "dv", "dbias"];
-            let gradients = b.gradients(loss, &[q, k, v, bias]).unwrap();
-            for (name, gradient) in names[1..].iter().zip(gradients) {
-                b.output(name, gradient).unwrap();
+        for case in CASES {
+            for &causal in case.3 {
+                let (plan, names) = attention_plan(case, None, causal);
+                let gpu = outputs(&open().unwrap(), &plan, &names);
+                let cpu = outputs(&CpuBackend::new(1).unwrap(), &plan, &names);
+                for ((gpu, cpu), name) in gpu.iter().zip(&cpu).zip(names) {
+                    assert_close(gpu, cpu, &format!("{name} of {case:?}, causal: {causal}"));
+                }
             }
-            let plan = Plan::new(&b.graph(), 1).unwrap();
-            let results = |backend: &dyn Backend| -> Vec<Vec<f32>> {
-                let mut session = backend.open(vec![plan.clone()], u64::MAX).unwrap();
-                session.run(0, 1, &[], &AtomicBool::new(false)).unwrap();
-                let output = |name: &&str| session.output(0, name).unwrap().to_f32().unwrap();
-                names.iter().map(output).collect()
-            };
-            let (gpu, cpu) = (
-                results(&open().unwrap()),
-                results(&CpuBackend::new(1).unwrap()),
-            );
+        }
+    });
+}
+
+/// A query that sees no key has no result; the others' are what they are without it.
+#[test]
+fn cuda_attention_gives_nan_where_a_query_sees_no_key() {
+    let test = "cuda_attention_gives_nan_where_a_query_sees_no_key";
+    emulated(test, &["forward", "reverse", "11"], GPU, || {
+        for sizes in [[70, 67, 64, 64], [66, 65, 33, 66]] {
+            let case: AttentionCase = (&[2], sizes, None, &[false]);
+            let (plan, names) = attention_plan(case, Some(65), false);
+            let gpu = outputs(&open().unwrap(), &plan, &names);
+            let cpu = outputs(&CpuBackend::new(1).unwrap(), &plan, &names);
+            assert!(gpu[0].iter().any(|y| y.is_nan()) && gpu[0].iter().any(|y| !y.is_nan()));
             for ((gpu, cpu), name) in gpu.iter().zip(&cpu).zip(names) {
-                let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
-                let difference = norm(&mut gpu.iter().zip(cpu).map(|(a, b)| a - b));
-                let size = norm(&mut cpu.iter().copied());
-                assert!(difference <= 1e-5 * size, "{name}: {difference} of {size}");
+                assert_close(gpu, cpu, &format!("{name} of {case:?}"));
             }
         }
     });

@@ -10,8 +10,9 @@ use crate::ops::attention::{Attention, Biases, Sizes};
 use crate::walk::broadcast;
 
 /// Queries or keys, and columns, of a block.
-const SIDE: usize = 32;
-const COLUMNS: usize = 64;
+const SIDE: usize = 64;
+/// Threads of a warp.
+const WARP: usize = 32;
 
 /// `Attention` of attention.cu.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -32,7 +33,7 @@ impl Lowering<'_> {
         let lead = &q[..q.len() - 2];
         let heads: usize = lead.iter().product();
         let tiled = |kernel, lines: usize, columns: usize| {
-            let blocks = [heads * lines.div_ceil(SIDE), columns.div_ceil(COLUMNS), 1];
+            let blocks = [heads * lines.div_ceil(SIDE), columns.div_ceil(SIDE), 1];
             Launch::blocks(kernel, blocks)
         };
         let operands = |launch: Launch| x.iter().take(5).fold(launch, |launch, &x| launch.with(x));
@@ -48,12 +49,25 @@ impl Lowering<'_> {
                 let attributes = self.attributes(attributes, sizes, lead, node.inputs.get(5));
                 let bias = x.get(5).copied().unwrap_or(0);
                 let finish = |launch| operands(launch).with(bias).with(out).with(attributes);
+                // What the first writes is read by those of keys, before that of queries replaces it.
+                let rows = heads * sizes.queries;
+                let launch = Launch::threads("attention_row_products", rows * WARP);
+                let launch = launch.with(x[3]).with(x[4]).with(out).count(heads);
+                self.launch(launch.with(attributes));
+                let mut of_keys = |keys: bool, values: bool, columns: usize| {
+                    let launch = tiled("attention_key_gradient", sizes.keys, columns);
+                    let launch = launch.with(i32::from(keys)).with(i32::from(values));
+                    self.launch(finish(launch));
+                };
+                // Scores are computed once for both where a block has all columns of each.
+                if sizes.features.max(sizes.values) <= SIDE {
+                    of_keys(true, true, SIDE);
+                } else {
+                    of_keys(true, false, sizes.features);
+                    of_keys(false, true, sizes.values);
+                }
                 let of_queries = "attention_query_gradient";
                 self.launch(finish(tiled(of_queries, sizes.queries, sizes.features)));
-                for (of_values, columns) in [(0i32, sizes.features), (1, sizes.values)] {
-                    let launch = tiled("attention_key_gradient", sizes.keys, columns);
-                    self.launch(finish(launch.with(of_values)));
-                }
             }
             Op::AttentionBiasGradient(attributes) => {
                 let attributes = self.attributes(attributes, sizes, lead, node.inputs.get(5));
