@@ -456,7 +456,7 @@ fn xids_of_programs_fail_the_task_that_did_it_and_too_many_quarantine_the_gpu() 
 fn of_several_tasks_on_a_gpu_an_xid_fails_the_one_with_an_error_of_its_own() {
     // A kernel of the first task that comes so far fails, after some seconds.
     let fault =
-        "[[fault]]\nfunction = \"cuLaunchKernel\"\ngpu = 1\ncall = 800\ncode = 700\nonce = true\n";
+        "[[fault]]\nfunction = \"cuLaunchKernel\"\ngpu = 1\ncall = 1200\ncode = 700\nonce = true\n";
     let scene = Scene::begin(&scenario("", fault));
     let two = json!({ "max_concurrent": { "cuda:1": { "training": 2 } } });
     devices::post(&scene.server, devices::CONFIG, &two);
