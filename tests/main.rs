@@ -12,6 +12,7 @@ mod commands;
 mod cpu;
 mod devices;
 mod examples;
+mod gang;
 mod gpu;
 mod health;
 mod identity;

@@ -36,7 +36,10 @@ const CRATES: &[Crate] = &[
             // What is constant is computed by a plan of its own on the processor.
             ("passes", &["backend", "builder", "cpu", "ops", "plan"]),
             // A plan tells what each backend needs besides.
-            ("plan", &["builder", "cpu", "cuda", "ops", "passes"]),
+            (
+                "plan",
+                &["builder", "cpu", "cuda", "ops", "passes", "random"],
+            ),
             ("backend", &["plan", "schedule", "tensor"]),
             ("opening", &["backend", "plan", "tensor"]),
             // The backends, which do not know each other.
@@ -50,6 +53,13 @@ const CRATES: &[Crate] = &[
                 "cuda",
                 &[
                     "backend", "opening", "passes", "ops", "plan", "schedule", "tensor", "walk",
+                ],
+            ),
+            // Several of either, which it knows as backends.
+            (
+                "replicas",
+                &[
+                    "backend", "builder", "cpu", "opening", "passes", "plan", "schedule", "tensor",
                 ],
             ),
             // Tests alone.

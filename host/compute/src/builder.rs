@@ -278,7 +278,11 @@ impl Builder {
 
     /// The gradients of a scalar with respect to values. Errors: `graph.gradient`.
     pub fn gradients(&mut self, loss: Value, of: &[Value]) -> Result<Vec<Value>, Error> {
-        gradient::gradients(self, loss, of)
+        let gradients = gradient::gradients(self, loss, of)?;
+        let nodes = self.nodes() as u32;
+        let returned = gradients.iter().map(|&gradient| (gradient, nodes));
+        self.graph.gradients.extend(returned);
+        Ok(gradients)
     }
 
     /// A step of stochastic gradient descent. Errors: `graph.optimizer`.

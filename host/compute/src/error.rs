@@ -9,6 +9,7 @@ pub struct Error {
     code: &'static str,
     message: String,
     node: Option<u32>,
+    device: Option<String>,
 }
 
 impl Error {
@@ -18,7 +19,20 @@ impl Error {
             code,
             message: message.into(),
             node: None,
+            device: None,
         }
+    }
+
+    /// The same error on one of several devices; one that is named stays.
+    #[must_use]
+    pub fn on(mut self, device: &str) -> Self {
+        self.device.get_or_insert_with(|| device.to_owned());
+        self
+    }
+
+    /// The device of several on which the error arose: `cuda:N`.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     /// The same error about a graph value.

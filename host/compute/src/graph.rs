@@ -71,6 +71,9 @@ pub const CLOSED_OUTPUT: &str = "value";
 pub struct Graph {
     pub(crate) nodes: Vec<Node>,
     pub(crate) outputs: Vec<(String, Value)>,
+    /// In a graph as it was built, the values that `gradients` returned, each with the number of nodes
+    /// that there were then.
+    pub(crate) gradients: Vec<(Value, u32)>,
 }
 
 impl Graph {

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! Modules in the order in which a graph passes through them:
-//! [`builder`] and `ops` → `passes` → [`plan`] → [`backend`] → [`cpu`].
+//! [`builder`] and `ops` → `passes` → [`plan`] → [`backend`] → [`cpu`] or [`cuda`], on several devices
+//! through [`replicas`].
 
 pub mod backend;
 pub mod builder;
@@ -38,6 +39,7 @@ mod ops;
 mod passes;
 pub mod plan;
 pub mod random;
+pub mod replicas;
 pub mod schedule;
 pub mod shape;
 pub mod tensor;

@@ -17,7 +17,8 @@ use crate::passes::in_place::{root, taken};
 use crate::passes::memory::{ALIGNMENT, Lifetime, place};
 pub use crate::passes::precision::Precision;
 use crate::passes::{dead, optimize, precision, prologue};
-use crate::shape::Shape;
+use crate::random::splitmix64;
+use crate::shape::{Dim, Shape};
 use crate::{cpu, cuda};
 
 /// Where a value lives.
@@ -95,12 +96,29 @@ impl Plan {
 
     /// Plans a graph as it is, without a node that no output and no update needs.
     pub(crate) fn scheduled(graph: Graph, max_batch: u32, options: Options) -> Result<Self, Error> {
+        let fixed = prologue::fixed;
+        Self::assembled(graph, max_batch, options, fixed)
+    }
+
+    /// Plans a part of a graph that trains: variables change between its runs, so that nothing is kept.
+    pub(crate) fn part(graph: &Graph, max_batch: u32, options: Options) -> Result<Self, Error> {
+        let fixed = |graph: &Graph| vec![false; graph.nodes.len()];
+        Self::assembled(optimize(graph), max_batch, options, fixed)
+    }
+
+    /// `fixed` tells which nodes run once after variables changed.
+    fn assembled(
+        graph: Graph,
+        max_batch: u32,
+        options: Options,
+        fixed: fn(&Graph) -> Vec<bool>,
+    ) -> Result<Self, Error> {
         let graph = precision::stored(graph, options.precision);
         let max_batch = u64::from(max_batch);
         if max_batch == 0 {
             return Err(Error::limit("a plan takes batches of at least one sample"));
         }
-        let (fixed, trains) = (prologue::fixed(&graph), dead::trains(&graph));
+        let (fixed, trains) = (fixed(&graph), dead::trains(&graph));
         let mut plan = Self {
             precision: options.precision,
             buffers: Vec::new(),
@@ -152,6 +170,27 @@ impl Plan {
             plan.workspace_bytes = plan.workspace_bytes.max(bytes);
         }
         Ok(plan)
+    }
+
+    /// The same plan for the replica of this number, whose samples have random numbers of their own.
+    pub(crate) fn reseeded(mut self, replica: usize) -> Self {
+        let random = |node: &Node| matches!(node.op, Op::Dropout(_) | Op::Random { .. });
+        if replica == 0 || !self.graph.nodes.iter().any(random) {
+            return self;
+        }
+        let own = |seed: &mut u64| *seed ^= splitmix64(replica as u64);
+        let batched = |dim: &Dim| matches!(dim, Dim::Batch(_));
+        let mut graph = Graph::clone(&self.graph);
+        for node in &mut graph.nodes {
+            match &mut node.op {
+                _ if !node.shape.0.iter().any(batched) => {}
+                Op::Dropout(dropout) => own(&mut dropout.seed),
+                Op::Random { seed } => own(seed),
+                _ => {}
+            }
+        }
+        self.graph = Arc::new(graph);
+        self
     }
 
     /// The nodes of the prologue, then those of a run.

@@ -183,6 +183,7 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             model: arguments.model.clone(),
             parameters: plugin.description.check(name, &parameters)?,
             device: Some(arguments.device.clone()),
+            gpus: None,
             tf32: arguments.dtype == Precision::Tf32,
             policy: None,
             priority: 5,

@@ -203,7 +203,10 @@ fn tasks(folders: &Folders, limit: usize, json: bool) -> anyhow::Result<ExitCode
             kind.as_str().unwrap_or_default(),
             record.plugin,
             state.as_str().unwrap_or_default(),
-            record.device.as_deref().unwrap_or("no device"),
+            match record.devices.len() {
+                0 | 1 => record.device.as_deref().unwrap_or("no device").to_owned(),
+                several => format!("{several} GPUs"),
+            },
             record.message
         ))?;
     }

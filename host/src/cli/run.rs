@@ -52,6 +52,10 @@ pub(super) struct Arguments {
     /// The device: cpu, cuda, cuda:N or a pool of the state folder's.
     #[arg(long)]
     device: Option<String>,
+    /// Trains on so many GPUs at once, each with a part of every batch; --device is then cuda (the
+    /// default) or a pool.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    gpus: Option<u32>,
     /// Which of several free GPUs: least-loaded, fewest-tasks, most-free-memory, least-utilized,
     /// round-robin, pack, spread or coolest [default: the pool's, else the host's].
     #[arg(long)]
@@ -217,6 +221,10 @@ fn submission(
         plugin_file: plugin.file.clone(),
         model: model.name.clone(),
         parameters,
+        // A device of another choice may be one alone.
+        gpus: arguments.gpus.or(earlier
+            .filter(|_| device.is_none())
+            .and_then(|task| task.gpus)),
         device: device.or_else(|| earlier.and_then(|task| task.device_requested.clone())),
         tf32: arguments.tf32 || earlier.is_some_and(|task| task.tf32),
         policy: arguments.policy.or(earlier.and_then(|task| task.policy)),

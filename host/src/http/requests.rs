@@ -34,6 +34,7 @@ pub(super) struct Training {
     learning_rate: Option<f64>,
     image_size: Option<u64>,
     device: Option<String>,
+    gpus: Option<u32>,
     #[serde(default)]
     tf32: bool,
     /// A task that has ended, a results folder or a state file to go on from.
@@ -68,6 +69,7 @@ pub(super) struct Inference {
     name: Option<String>,
     #[serde(default = "cuda")]
     device: String,
+    gpus: Option<u32>,
     #[serde(default)]
     tf32: bool,
     #[serde(default)]
@@ -159,6 +161,10 @@ impl Training {
             plugin,
             model,
             params,
+            // A device of another choice may be one alone.
+            gpus: self.gpus.or(earlier
+                .filter(|_| self.device.is_none())
+                .and_then(|task| task.gpus)),
             device: self
                 .device
                 .or(earlier.and_then(|task| task.device_requested.clone()))
@@ -220,6 +226,7 @@ impl Inference {
             model,
             params: self.params,
             device: self.device,
+            gpus: self.gpus,
             tf32: self.tf32,
             policy: policy(self.policy)?,
             priority: self.priority.unwrap_or(INFERENCE_PRIORITY),
@@ -241,6 +248,7 @@ struct Common {
     model: String,
     params: Map<String, Value>,
     device: String,
+    gpus: Option<u32>,
     tf32: bool,
     policy: Option<devices::Policy>,
     priority: u8,
@@ -275,6 +283,10 @@ fn common(c: Common) -> Result<Submission, Problem> {
     }
     let parsed: Result<devices::Selector, _> = c.device.parse();
     parsed.map_err(|error| Problem::invalid("device.invalid", error))?;
+    if c.gpus == Some(0) {
+        let why = "`gpus` is at least 1";
+        return Err(Problem::invalid("device.replicas", why));
+    }
     let kind = match c.kind {
         TaskKind::Training => "training",
         TaskKind::Inference => "inference",
@@ -289,6 +301,7 @@ fn common(c: Common) -> Result<Submission, Problem> {
         model: c.model,
         parameters: parameters.map_err(|error| Problem::invalid(error.code(), error))?,
         device: Some(c.device),
+        gpus: c.gpus,
         tf32: c.tf32,
         policy: c.policy,
         priority: c.priority,

@@ -39,6 +39,7 @@ fn response(record: &TaskRecord, positions: &HashMap<String, u64>) -> Value {
         "model": record.model,
         "params": record.parameters,
         "device_requested": record.device_requested,
+        "gpus": record.gpus,
         "fallback_reason": record.fallback_reason,
         "waiting_reason": record.waiting_reason,
         "position": positions.get(&record.id),

@@ -179,13 +179,14 @@ impl Tasks {
         if !valid {
             return Err(TaskError::Id { id });
         }
-        if let Some(Ok(selector)) = submission
-            .device
-            .as_ref()
-            .map(|text| text.parse::<Selector>())
-        {
+        let gpus = submission.gpus.unwrap_or(1);
+        let selector = match &submission.device {
+            Some(text) => text.parse().ok(),
+            None => (gpus > 1).then_some(Selector::AnyGpu),
+        };
+        if let Some(selector) = selector {
             let allocator = &inner.settings.machine.allocator;
-            allocator.check(&selector, &submission.plugin, submission.kind.into(), 1)?;
+            allocator.check(&selector, &submission.plugin, submission.kind.into(), gpus)?;
         }
         let mut live = inner.live();
         if live.closing {
@@ -215,6 +216,7 @@ impl Tasks {
             model: submission.model,
             parameters: submission.parameters,
             device_requested: submission.device,
+            gpus: submission.gpus,
             device: None,
             fallback_reason: None,
             waiting_reason: None,

@@ -90,6 +90,7 @@ fn start(inner: &Inner, record: &TaskRecord) -> Start {
         model: record.model.clone(),
         parameters: record.parameters.clone(),
         device: record.device_requested.clone(),
+        gpus: record.gpus,
         devices: settings.machine.facts(),
         data: record
             .data
@@ -137,6 +138,7 @@ async fn supervise(
     let mut last_word = Instant::now();
     let (mut lease, mut wish): (Option<Lease>, Option<Ticket>) = (None, None);
     let mut returning = Vec::new();
+    let mut culprit = None;
     let mut cancelled: Option<Instant> = None;
     let end = loop {
         if let Some(cause) = lease.as_ref().and_then(Lease::failure) {
@@ -169,7 +171,7 @@ async fn supervise(
                     FromWorker::Finished { failure } => {
                         let completed = || End { state: TaskState::Completed, message: "completed".to_owned(), code: None };
                         let end = failure.map_or_else(completed, |failure| {
-                            failed(&failure.code, blamed(inner, record, &failure))
+                            failed(&failure.code, blamed(inner, record, &failure, culprit.as_deref()))
                         });
                         worker.ended(PATIENCE).await;
                         break Some(end);
@@ -186,6 +188,7 @@ async fn supervise(
                         observe(inner, record, lease.as_ref()).await;
                         note(inner, record, running);
                     }
+                    FromWorker::Fault { device } => culprit = Some(device),
                     FromWorker::Heartbeat => observe(inner, record, lease.as_ref()).await,
                     other => note(inner, record, other),
                 }
@@ -248,17 +251,22 @@ async fn supervise(
     })
 }
 
-/// What a failure says. A fault of the task's device is told to the machine, which may know more of it.
-fn blamed(inner: &Inner, record: &TaskRecord, failure: &Failure) -> String {
+/// What a failure says. A fault of the task's device, of several of the one that the worker named, is
+/// told to the machine, which may know more of it.
+fn blamed(inner: &Inner, record: &TaskRecord, failure: &Failure, culprit: Option<&str>) -> String {
     let message = failure.message.clone();
-    let device = record.device.as_ref().map(|device| device.parse());
+    let name = culprit.or(record.device.as_deref());
+    let device = name.map(str::parse);
     let Some(Ok(Selector::Device(device))) = device else {
         return message;
     };
     if !FAULTS.contains(&failure.code.as_str()) {
         return message;
     }
-    let uuid = record.device_uuid.as_deref().unwrap_or("no UUID");
+    let mut granted = record.devices.iter();
+    let own = granted.find(|granted| Some(&*granted.device) == name);
+    let uuid = own.and_then(|granted| granted.device_uuid.as_deref());
+    let uuid = uuid.unwrap_or("no UUID");
     let named = format!("{device} ({uuid}): {message}");
     match inner.settings.machine.fault(device, &message) {
         Some(xid) => format!("{named}; the driver reported Xid {xid}"),
@@ -310,7 +318,7 @@ fn ask(
     let submitted = inner.settings.machine.allocator.submit(Request {
         selector,
         kind: record.kind.into(),
-        gpus: asked.replicas,
+        gpus: record.gpus.unwrap_or(asked.replicas),
         bytes: asked.bytes,
         gpu_bytes: asked.gpu_bytes,
         task: record.id.clone(),
@@ -506,9 +514,16 @@ fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
             record.scratch_bytes = record.scratch_bytes.max(Some(scratch_bytes));
             record.state = TaskState::Running;
             record.started_at.get_or_insert_with(now);
-            record.message = match &record.device_uuid {
-                Some(uuid) => format!("runs on {device} ({uuid})"),
-                None => format!("runs on {device}"),
+            record.message = match (&record.devices[..], &record.device_uuid) {
+                ([_, _, ..], _) => {
+                    let named = record.devices.iter().map(|granted| {
+                        let uuid = granted.device_uuid.as_deref().unwrap_or("no UUID");
+                        format!("{} ({uuid})", granted.device)
+                    });
+                    format!("runs on {}", named.collect::<Vec<_>>().join(", "))
+                }
+                (_, Some(uuid)) => format!("runs on {device} ({uuid})"),
+                (_, None) => format!("runs on {device}"),
             };
             let told = event("info", record.message.clone());
             record.device = Some(device);
@@ -544,6 +559,7 @@ fn note(inner: &Inner, record: &mut TaskRecord, message: FromWorker) {
             inner.record(record, Some(event("info", format!("wrote {name}"))));
         }
         FromWorker::Heartbeat
+        | FromWorker::Fault { .. }
         | FromWorker::AcquireLease(_)
         | FromWorker::LeaseReleased
         | FromWorker::Memory { .. }

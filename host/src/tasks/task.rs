@@ -80,6 +80,8 @@ pub struct Submission {
     pub parameters: Map<String, Value>,
     /// The device chosen by the user; none leaves the choice to the plugin.
     pub device: Option<String>,
+    /// On how many GPUs the user wants it; none leaves the choice to the plugin.
+    pub gpus: Option<u32>,
     /// Whether matrix products on a GPU may round their inputs to TF32.
     pub tf32: bool,
     /// Which of several free devices it gets; none for the pool's policy, else the host's.
@@ -154,6 +156,9 @@ pub struct TaskRecord {
     pub parameters: Map<String, Value>,
     /// The device asked for.
     pub device_requested: Option<String>,
+    /// On how many GPUs the user wants it; none left the choice to the plugin.
+    #[serde(default)]
+    pub gpus: Option<u32>,
     /// The device on which the backend ran; none before it did.
     pub device: Option<String>,
     /// Why the CPU was used where a GPU was asked for.

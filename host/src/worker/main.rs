@@ -156,6 +156,7 @@ fn task(start: Start, link: &Arc<Link>) -> Result<(), Failure> {
     let grants = Grants {
         parameters: Value::Object(parameters).to_string(),
         device: start.device,
+        gpus: start.gpus,
         devices: start.devices,
         data: start.data,
         weights: start.weights,

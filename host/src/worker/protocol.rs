@@ -51,6 +51,11 @@ pub enum FromWorker {
         /// The most host memory that libraries and staging take beside the session's own.
         scratch_bytes: u64,
     },
+    /// One of several devices failed, by the backend's word: the failure that the task ends with is its.
+    Fault {
+        /// `cuda:N`.
+        device: String,
+    },
     /// How much is done, 0 to 1.
     Progress {
         /// 0 to 1.
@@ -99,6 +104,8 @@ pub struct Start {
     /// The device that the user chose, which wins over the plugin's wish; none leaves the choice
     /// to the plugin.
     pub device: Option<String>,
+    /// On how many GPUs the user wants it, which wins over the plugin's wish.
+    pub gpus: Option<u32>,
     /// Every device of the machine.
     pub devices: Vec<DeviceFacts>,
     /// The data sets granted.

@@ -14,7 +14,7 @@ pub(crate) fn trains(graph: &Graph) -> bool {
 
 /// For each node, whether it has to run. Running statistics move only where the graph also has an
 /// optimizer step, so that evaluating a training graph changes nothing.
-fn live(graph: &Graph) -> Vec<bool> {
+pub(crate) fn live(graph: &Graph) -> Vec<bool> {
     let trains = trains(graph);
     let mut live = vec![false; graph.nodes.len()];
     for (_, value) in &graph.outputs {

@@ -4,6 +4,7 @@
 
 mod common;
 mod constants;
+pub(crate) mod cut;
 pub(crate) mod dead;
 pub(crate) mod epilogue;
 mod fuse;

@@ -288,7 +288,11 @@ fn of_task(task: &Task, width: usize) -> Item {
     let mut line = of(task);
     let epoch = task.current_epoch.zip(task.total_epochs);
     let epoch = epoch.map_or(NONE.to_owned(), |(at, of)| format!("{at}/{of}"));
-    line.push(Span::raw(fit(task.device.as_deref().unwrap_or(NONE), 8)));
+    let device = match task.devices.len() {
+        0 | 1 => task.device.as_deref().unwrap_or(NONE).to_owned(),
+        several => format!("{several} GPUs"),
+    };
+    line.push(Span::raw(fit(&device, 8)));
     line.extend(bar(Some(task.progress), bar_width(width)));
     line.push(Span::raw(format!(" {}", fit(&epoch, 8))));
     let used: usize = line.iter().map(Span::width).sum();
@@ -304,7 +308,11 @@ fn waiting_titles(width: usize) -> Line<'static> {
 fn waits(task: &Task, width: usize) -> Item {
     let mut line = of(task);
     let wanted = task.device_requested.as_deref().unwrap_or("its choice");
-    line.push(Span::raw(fit(wanted, 12)));
+    let wanted = match task.gpus {
+        Some(gpus @ 2..) => format!("{gpus} of {wanted}"),
+        Some(_) | None => wanted.to_owned(),
+    };
+    line.push(Span::raw(fit(&wanted, 12)));
     line.push(Span::raw(task.priority.to_string()));
     let mut item = vec![Line::from(line)];
     if let Some(reason) = &task.waiting_reason {

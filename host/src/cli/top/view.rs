@@ -51,6 +51,12 @@ pub(super) struct Task {
     pub(super) model: String,
     pub(super) device: Option<String>,
     pub(super) device_requested: Option<String>,
+    /// On how many GPUs it is to run.
+    #[serde(default)]
+    pub(super) gpus: Option<u32>,
+    /// What it was granted.
+    #[serde(default)]
+    pub(super) devices: Vec<Value>,
     pub(super) priority: u8,
     /// 0 to 100.
     pub(super) progress: f64,

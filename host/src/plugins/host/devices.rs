@@ -22,8 +22,14 @@ pub struct Request {
     device: Option<String>,
     /// On the CPU.
     pub(super) bytes: u64,
-    /// On a GPU.
+    /// On each GPU.
     pub(super) gpu_bytes: u64,
+    /// On how many devices the plugin wants it.
+    replicas: u32,
+    /// Plans were reserved for so many devices.
+    pub(super) reserved: Option<u32>,
+    /// Why the plans that were reserved cannot run on so many.
+    pub(super) refused: Option<types::Error>,
     used: bool,
 }
 
@@ -35,8 +41,8 @@ pub(super) struct Held {
     pub(super) grant: Grant,
     /// What the sessions on it hold.
     used_bytes: AtomicU64,
-    /// Made for the first session; the others share its context.
-    backend: Mutex<Option<Arc<dyn Backend>>>,
+    /// Of each device, made for the first session; the others share its context.
+    backends: Mutex<Vec<Arc<dyn Backend>>>,
     /// The plugin dropped its handle.
     pub(super) dropped: AtomicBool,
     /// The error that ended the use of the device.
@@ -46,7 +52,7 @@ pub(super) struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        drop(self.backend().take());
+        self.backends().clear();
         self.supervisor.tell(FromWorker::LeaseReleased);
     }
 }
@@ -101,6 +107,9 @@ impl devices::HostRequest for State {
             device: None,
             bytes: 0,
             gpu_bytes: 0,
+            replicas: 1,
+            reserved: None,
+            refused: None,
             used: false,
         };
         Ok(self.table.push(request)?)
@@ -127,9 +136,15 @@ impl devices::HostRequest for State {
     }
 
     fn replicas(&mut self, request: Resource<Request>, count: u32) -> Result<()> {
-        self.table.get(&request)?;
-        if count != 1 {
-            let message = format!("{count} replicas: this host serves one device a task");
+        if count == 0 {
+            let message = "a model has at least one replica";
+            return Err(HostError::new("device.replicas", message));
+        }
+        let before = self.table.get(&request)?.reserved;
+        self.table.get_mut(&request)?.replicas = count;
+        let wanted = self.devices_of(self.table.get(&request)?);
+        if before.is_some_and(|reserved| reserved != wanted) {
+            let message = "ask for replicas before `reserve`, which counts for each of them";
             return Err(HostError::new("device.replicas", message));
         }
         Ok(())
@@ -137,12 +152,16 @@ impl devices::HostRequest for State {
 
     async fn acquire(&mut self, request: Resource<Request>) -> Result<Resource<Lease>> {
         self.check_cancelled()?;
+        let replicas = self.devices_of(self.table.get(&request)?);
         let request = self.table.get_mut(&request)?;
         if request.used {
             let message = "this request was acquired before: make a new one";
             return Err(HostError::new("request.used", message));
         }
         request.used = true;
+        if let Some(refused) = request.refused.take() {
+            return Err(HostError::Told(refused));
+        }
         let asked = LeaseRequest {
             device: self
                 .grants
@@ -152,7 +171,7 @@ impl devices::HostRequest for State {
                 .unwrap_or_else(|| ANY.to_owned()),
             bytes: request.bytes,
             gpu_bytes: request.gpu_bytes,
-            replicas: 1,
+            replicas,
         };
         if self.held.strong_count() > 0 {
             let message =
@@ -163,7 +182,7 @@ impl devices::HostRequest for State {
         let held = Arc::new(Held {
             grant,
             used_bytes: AtomicU64::new(0),
-            backend: Mutex::default(),
+            backends: Mutex::default(),
             dropped: AtomicBool::new(false),
             lost: Mutex::default(),
             supervisor: Arc::clone(&self.grants.supervisor),
@@ -188,8 +207,7 @@ impl devices::HostLease for State {
     }
 
     fn width(&mut self, lease: Resource<Lease>) -> wasmtime::Result<u32> {
-        self.table.get(&lease)?;
-        Ok(1)
+        Ok(self.table.get(&lease)?.0.width())
     }
 
     fn budget_bytes(&mut self, lease: Resource<Lease>) -> wasmtime::Result<u64> {
@@ -213,11 +231,31 @@ impl devices::HostLease for State {
     }
 }
 
+impl State {
+    /// On how many devices a request is for: the user's choice wins, and one of a single device is a
+    /// choice too.
+    pub(super) fn devices_of(&self, request: &Request) -> u32 {
+        let chosen = self.grants.device.as_ref().map(|text| text.parse());
+        let single = matches!(chosen, Some(Ok(::devices::Selector::Device(_))));
+        let own = if single { 1 } else { request.replicas };
+        self.grants.gpus.unwrap_or(own)
+    }
+}
+
 impl Held {
+    /// The number of devices.
+    pub(super) fn width(&self) -> u32 {
+        u32::try_from(1 + self.grant.others.len()).unwrap_or(u32::MAX)
+    }
+
     /// Turns an error of a session into the plugin's, and keeps the first after which the device
     /// cannot be used any more.
     pub(super) fn note(&self, error: compute::Error) -> HostError {
         let ends = ["device.lost", "device.fault"].contains(&error.code());
+        if let (true, Some(device)) = (ends, error.device()) {
+            let device = device.to_owned();
+            self.supervisor.tell(FromWorker::Fault { device });
+        }
         let told = HostError::from(error);
         if let (true, HostError::Told(error)) = (ends, &told) {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,22 +264,22 @@ impl Held {
         told
     }
 
-    fn backend(&self) -> MutexGuard<'_, Option<Arc<dyn Backend>>> {
-        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    fn backends(&self) -> MutexGuard<'_, Vec<Arc<dyn Backend>>> {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The backend of all sessions on the lease, made where there is none.
-    pub(super) fn backend_or(
+    /// The backends of all sessions on the lease, one a device, made where there are none.
+    pub(super) fn backends_or(
         &self,
-        make: impl FnOnce(&Grant) -> Result<Box<dyn Backend>>,
-    ) -> Result<Arc<dyn Backend>> {
-        let mut backend = self.backend();
-        if let Some(made) = &*backend {
-            return Ok(Arc::clone(made));
+        make: impl FnOnce(&Grant) -> std::result::Result<Vec<Arc<dyn Backend>>, compute::Error>,
+    ) -> Result<Vec<Arc<dyn Backend>>> {
+        let mut backends = self.backends();
+        if !backends.is_empty() {
+            return Ok(backends.clone());
         }
-        let made: Arc<dyn Backend> = Arc::from(make(&self.grant)?);
-        *backend = Some(Arc::clone(&made));
-        drop(backend);
+        let made = make(&self.grant).map_err(|error| self.note(error))?;
+        backends.clone_from(&made);
+        drop(backends);
         self.tell_memory(self.used_bytes.load(Ordering::Relaxed));
         Ok(made)
     }
@@ -260,7 +298,7 @@ impl Held {
 
     fn tell_memory(&self, session_bytes: u64) {
         self.supervisor.tell(FromWorker::Memory {
-            context: self.grant.uuid.is_some() && self.backend().is_some(),
+            context: self.grant.uuid.is_some() && !self.backends().is_empty(),
             session_bytes,
         });
     }

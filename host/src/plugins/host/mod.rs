@@ -49,6 +49,8 @@ pub struct Grants {
     pub parameters: String,
     /// The device that the user chose.
     pub device: Option<String>,
+    /// On how many GPUs the user wants it.
+    pub gpus: Option<u32>,
     /// Every device of the machine.
     pub devices: Vec<DeviceFacts>,
     /// The data sets granted.
@@ -92,6 +94,7 @@ impl Grants {
         Self {
             parameters: "{}".to_owned(),
             device: None,
+            gpus: None,
             devices: Vec::new(),
             data: Vec::new(),
             weights: None,

@@ -1,5 +1,8 @@
 //! `model`: plans, and the metadata of the task's weights. Sessions are in `session`.
 
+use std::sync::Arc;
+
+use compute::replicas::Share;
 use wasmtime::component::Resource;
 
 use super::State;
@@ -11,7 +14,23 @@ use crate::plugins::bindings::hangar::pipeline::model;
 /// A planned graph, and the bytes that it is charged for.
 pub struct Plan {
     pub(super) plan: compute::Plan,
+    /// What it was made of.
+    graph: Arc<compute::Graph>,
+    /// What each of so many devices runs of it, where it was asked for.
+    share: Option<(u32, Share)>,
     bytes: usize,
+}
+
+impl Plan {
+    /// What each of so many devices runs of it.
+    pub(super) fn share(&mut self, devices: u32) -> std::result::Result<&Share, compute::Error> {
+        let known = self.share.take().filter(|(known, _)| *known == devices);
+        let share = match known {
+            Some((_, share)) => share,
+            None => Share::new(&self.plan, &self.graph, devices)?,
+        };
+        Ok(&self.share.insert((devices, share)).1)
+    }
 }
 
 /// Plans that are kept for when the plugin asks for the same again.
@@ -22,7 +41,7 @@ const MOST_KNOWN: usize = 8;
 pub(super) struct Known(Vec<Made>);
 
 struct Made {
-    graph: compute::Graph,
+    graph: Arc<compute::Graph>,
     batch_size: u32,
     options: compute::plan::Options,
     plan: compute::Plan,
@@ -36,14 +55,14 @@ impl Known {
         graph: &compute::Graph,
         batch_size: u32,
         options: compute::plan::Options,
-    ) -> Option<compute::Plan> {
+    ) -> Option<(compute::Plan, Arc<compute::Graph>)> {
         let same = |made: &Made| {
-            (made.batch_size, made.options) == (batch_size, options) && made.graph == *graph
+            (made.batch_size, made.options) == (batch_size, options) && *made.graph == *graph
         };
         let made = self.0.remove(self.0.iter().position(same)?);
-        let plan = made.plan.clone();
+        let found = (made.plan.clone(), Arc::clone(&made.graph));
         self.0.push(made);
-        Some(plan)
+        Some(found)
     }
 
     /// Drops the plan that was asked for longest ago, and says how many bytes it was charged for.
@@ -58,16 +77,31 @@ impl model::Host for State {
         on: Resource<Request>,
         plans: Vec<Resource<Plan>>,
     ) -> wasmtime::Result<()> {
-        let plans: Vec<&compute::Plan> = plans
+        let devices = self.devices_of(self.table.get(&on)?);
+        let mut refused = None;
+        for plan in plans.iter().filter(|_| devices > 1) {
+            if let Err(error) = self.table.get_mut(plan)?.share(devices) {
+                refused = Some(error);
+            }
+        }
+        let plans: Vec<&Plan> = plans
             .iter()
-            .map(|plan| Ok(&self.table.get(plan)?.plan))
+            .map(|plan| Ok(self.table.get(plan)?))
             .collect::<wasmtime::Result<_>>()?;
-        let needed = compute::peak_bytes_of(&plans);
+        let whole: Vec<&compute::Plan> = plans.iter().map(|plan| &plan.plan).collect();
+        let needed = compute::peak_bytes_of(&whole);
+        let shares = plans.iter().filter_map(|plan| plan.share.as_ref());
+        let parts: Vec<&compute::Plan> = shares.flat_map(|(_, share)| share.plans()).collect();
+        let run = if devices > 1 { &parts } else { &whole };
         // Plans that no GPU can run fit none.
-        let on_gpu = compute::cuda::session_bytes(&plans).unwrap_or(u64::MAX);
+        let on_gpu = compute::cuda::session_bytes(run).unwrap_or(u64::MAX);
         let request = self.table.get_mut(&on)?;
         request.bytes = request.bytes.max(needed);
         request.gpu_bytes = request.gpu_bytes.max(on_gpu);
+        request.reserved = Some(devices);
+        if let Some(HostError::Told(error)) = refused.map(HostError::from) {
+            request.refused.get_or_insert(error);
+        }
         Ok(())
     }
 
@@ -107,10 +141,11 @@ impl State {
         batch_size: u32,
         options: compute::plan::Options,
         bytes: usize,
-    ) -> Result<compute::Plan> {
-        if let Some(plan) = self.plans.find(&graph, batch_size, options) {
-            return Ok(plan);
+    ) -> Result<(compute::Plan, Arc<compute::Graph>)> {
+        if let Some(found) = self.plans.find(&graph, batch_size, options) {
+            return Ok(found);
         }
+        let graph = Arc::new(graph);
         let plan = compute::Plan::with(&graph, batch_size, options)?;
         if self.plans.0.len() >= MOST_KNOWN
             && let Some(freed) = self.plans.forget()
@@ -122,14 +157,14 @@ impl State {
         if total <= self.grants.limits.memory_bytes {
             self.graph_bytes = total;
             self.plans.0.push(Made {
-                graph,
+                graph: Arc::clone(&graph),
                 batch_size,
                 options,
                 plan: plan.clone(),
                 bytes,
             });
         }
-        Ok(plan)
+        Ok((plan, graph))
     }
 }
 
@@ -146,7 +181,15 @@ impl model::HostPlan for State {
         let graph = self.table.get(&source)?.graph.graph();
         let planned = self
             .planned(graph, batch_size, options, bytes)
-            .and_then(|plan| Ok(self.table.push(Plan { plan, bytes })?));
+            .and_then(|(plan, graph)| {
+                let share = None;
+                Ok(self.table.push(Plan {
+                    plan,
+                    graph,
+                    share,
+                    bytes,
+                })?)
+            });
         if planned.is_err() {
             self.graph_bytes -= bytes;
         }
@@ -197,7 +240,7 @@ mod tests {
         let options = compute::plan::Options::default();
         Made {
             plan: compute::Plan::with(&b.graph(), batch_size, options).unwrap(),
-            graph: b.graph(),
+            graph: Arc::new(b.graph()),
             batch_size,
             options,
             bytes: size as usize,
@@ -208,7 +251,7 @@ mod tests {
     fn a_plan_is_known_by_graph_batch_size_and_options() {
         let mut known = Known(vec![made(3, 8), made(4, 8)]);
         let options = compute::plan::Options::default();
-        let found = known.find(&made(3, 8).graph, 8, options).unwrap();
+        let (found, _) = known.find(&made(3, 8).graph, 8, options).unwrap();
         assert_eq!(found.describe(), made(3, 8).plan.describe());
         let narrow = compute::plan::Options {
             precision: compute::plan::Precision::Bfloat16,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use compute::cpu::CpuBackend;
 use compute::cuda::{self, CudaBackend};
 use compute::schedule::ScheduleKind;
-use compute::{Backend, DType, HostTensor, Schedule};
+use compute::{Backend, DType, HostTensor, Schedule, replicas};
 use wasmtime::component::Resource;
 
 use super::State;
@@ -111,16 +111,25 @@ fn no_plan(plan: usize) -> HostError {
 }
 
 impl State {
-    /// The backend of a granted device.
-    fn backend(&self, grant: &Grant) -> Result<Box<dyn Backend>> {
+    /// The backends of granted devices, in order.
+    fn backends(
+        &self,
+        grant: &Grant,
+    ) -> std::result::Result<Vec<Arc<dyn Backend>>, compute::Error> {
         let Some(uuid) = &grant.uuid else {
-            return Ok(Box::new(CpuBackend::new(self.grants.threads)?));
+            return Ok(vec![Arc::new(CpuBackend::new(self.grants.threads)?)]);
         };
         let options = cuda::Options {
             tf32: self.grants.tf32,
             ..cuda::Options::default()
         };
-        Ok(Box::new(CudaBackend::new(uuid, &grant.device, options)?))
+        let mut backends: Vec<Arc<dyn Backend>> =
+            vec![Arc::new(CudaBackend::new(uuid, &grant.device, options)?)];
+        for gpu in &grant.others {
+            let backend = CudaBackend::new(&gpu.uuid, &gpu.device, options);
+            backends.push(Arc::new(backend.map_err(|error| error.on(&gpu.device))?));
+        }
+        Ok(backends)
     }
 }
 
@@ -131,14 +140,29 @@ impl model::HostSession for State {
         on: Resource<Lease>,
     ) -> Result<Resource<Session>> {
         self.check_cancelled()?;
-        let plans: Vec<compute::Plan> = plans
-            .iter()
-            .map(|plan| Ok(self.table.get(plan)?.plan.clone()))
-            .collect::<Result<_>>()?;
         let held = Arc::clone(&self.table.get(&on)?.0);
-        let known = plans.iter().map(OpenPlan::new).collect();
-        let backend = held.backend_or(|grant| self.backend(grant))?;
-        let session = backend.open(plans, held.free_bytes())?;
+        let mut known = Vec::with_capacity(plans.len());
+        for plan in &plans {
+            known.push(OpenPlan::new(&self.table.get(plan)?.plan));
+        }
+        let backends = held.backends_or(|grant| self.backends(grant))?;
+        let session = match &backends[..] {
+            [backend] => {
+                let plans = plans
+                    .iter()
+                    .map(|plan| Ok(self.table.get(plan)?.plan.clone()));
+                backend.open(plans.collect::<Result<_>>()?, held.free_bytes())?
+            }
+            backends => {
+                let shares = plans.iter().map(|plan| {
+                    let plan = self.table.get_mut(plan)?;
+                    Ok(plan.share(held.width())?.clone())
+                });
+                let shares = shares.collect::<Result<Vec<_>>>()?;
+                let opened = replicas::open(backends, &shares, held.free_bytes());
+                opened.map_err(|error| held.note(error))?
+            }
+        };
         let used_bytes = session.used_bytes();
         held.took(used_bytes);
         let device = session.device().to_owned();
