@@ -410,3 +410,37 @@ fn several_gpus_train_what_one_does_and_a_training_goes_on_with_another_number()
     ]);
     same(metrics(&resumed), metrics(&one));
 }
+
+#[test]
+fn a_plugin_asks_for_several_gpus_and_the_users_choice_wins() {
+    let (home, machine) = (Home::empty(), Machine::new(&scenario(3, (0, ""))));
+    let guests = crate::root().join("tests/guests/target/wasm32-wasip2/release/examples");
+    home.add(&guests.join("devices_replicas.wasm"));
+    let wav = "tests/data/spoken-digits/test/0_george_0.wav";
+    let cases: [(&[&str], &[&str]); 4] = [
+        (&[], &["cuda:0", "cuda:1"]),
+        (&["--device", "cuda"], &["cuda:0", "cuda:1"]),
+        (
+            &["--gpus", "3", "--param", "width=3", "--param", "own=false"],
+            &["cuda:0", "cuda:1", "cuda:2"],
+        ),
+        (
+            &[
+                "--device",
+                "cuda:1",
+                "--param",
+                "width=1",
+                "--param",
+                "own=false",
+            ],
+            &["cuda:1"],
+        ),
+    ];
+    for (more, on) in cases {
+        let run = ["--json", "run", "devices-replicas", "train", "--data", wav];
+        let mut command = home.hangar(&run);
+        let record = crate::json(&machine.on(command.args(more)).output().unwrap());
+        assert_eq!(record["state"], "completed", "{more:?}: {record}");
+        assert_eq!(devices(&record), on, "{more:?}");
+    }
+}

@@ -140,10 +140,16 @@ impl devices::HostRequest for State {
             let message = "a model has at least one replica";
             return Err(HostError::new("device.replicas", message));
         }
-        let before = self.table.get(&request)?.reserved;
-        self.table.get_mut(&request)?.replicas = count;
+        let (before, own) = {
+            let request = self.table.get_mut(&request)?;
+            (
+                request.reserved,
+                std::mem::replace(&mut request.replicas, count),
+            )
+        };
         let wanted = self.devices_of(self.table.get(&request)?);
         if before.is_some_and(|reserved| reserved != wanted) {
+            self.table.get_mut(&request)?.replicas = own;
             let message = "ask for replicas before `reserve`, which counts for each of them";
             return Err(HostError::new("device.replicas", message));
         }
