@@ -556,6 +556,32 @@ fn a_task_that_waits_longer_than_it_may_fails_and_gives_up_its_place() {
 }
 
 #[test]
+fn the_time_in_which_the_host_is_down_counts_as_waiting() {
+    let home = Home::new();
+    let data = stripes(home.folder.path());
+    let server = Server::start(&home);
+    let none = json!({ "max_concurrent": { "cpu": { "training": 0 } } });
+    post(&server, CONFIG, &none);
+    let mut body = training(&data, "cpu", "patient");
+    body["wait_seconds"] = 600.into();
+    post(&server, START, &body);
+    body["task_id"] = "late".into();
+    body["wait_seconds"] = 3.into();
+    post(&server, START, &body);
+    server.stop();
+    std::thread::sleep(Duration::from_secs(4));
+    let server = Server::start(&home);
+    let late = server.wait("late", &["failed", "running", "completed"]);
+    assert_eq!(late["error_code"], "queue.deadline", "{late}");
+    let message = late["message"].as_str().unwrap();
+    let waited = message.strip_prefix("it waited ").unwrap();
+    let (waited, _) = waited.split_once(" s and may wait 3 s").unwrap();
+    assert!(waited.parse::<f64>().unwrap() >= 4.0, "{message}");
+    waits(&server, "patient", "cpu runs 0 of 0 trainings");
+    server.stop();
+}
+
+#[test]
 fn the_cpu_takes_tasks_for_gpus_only_where_the_operator_lets_it() {
     let home = Home::new();
     let data = stripes(home.folder.path());
