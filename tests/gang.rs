@@ -444,3 +444,25 @@ fn a_plugin_asks_for_several_gpus_and_the_users_choice_wins() {
         assert_eq!(devices(&record), on, "{more:?}");
     }
 }
+
+#[test]
+fn a_model_with_batch_normalisation_trains_on_several_gpus_and_infers_on_the_processor() {
+    let (home, machine) = (Home::new(), Machine::new(&scenario(2, (0, ""))));
+    let data = crate::gpu::recordings(home.folder.path());
+    let output = home.folder.path().join("output");
+    let (data, output) = (data.to_str().unwrap(), output.to_str().unwrap());
+    let run = |more: &[&str]| {
+        let mut command = home.hangar(&["--json", "run", "spoken-digits"]);
+        let record = crate::json(&machine.on(command.args(more)).output().unwrap());
+        assert_eq!(record["state"], "completed", "{record}");
+        record
+    };
+    let parameters = ["--param", "epochs=2", "--param", "batch_size=16"];
+    let train = ["train", "--data", data, "--output", output, "--gpus", "2"];
+    let record = run(&[&train[..], &parameters].concat());
+    assert_eq!(devices(&record), ["cuda:0", "cuda:1"]);
+    let weights = format!("{output}/best.safetensors");
+    let infer = ["infer", "--data", data, "--weights", &weights];
+    let record = run(&[&infer[..], &["--device", "cpu"]].concat());
+    assert_eq!(devices(&record), ["cpu"]);
+}
