@@ -225,6 +225,12 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Some("cpu") | None => format!("cpu x{threads}"),
             Some(device) => device.to_owned(),
         };
+        // On a GPU what the lease holds there, with nothing beside it but the context.
+        let peak_bytes = if cpu {
+            (peak > 0).then_some(peak)
+        } else {
+            record.lease_bytes
+        };
         anyhow::Ok(json!({
             "peer": format!("hangar {}", env!("CARGO_PKG_VERSION")),
             "model": arguments.model,
@@ -238,7 +244,7 @@ pub(super) fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             "spread": [fastest, slowest],
             "per_second": f64::from(arguments.batch) * tokens / seconds,
             "first_seconds": first,
-            "peak_bytes": (peak > 0).then_some(peak),
+            "peak_bytes": peak_bytes,
         }))
     })?;
     output::data(line)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cudarc::cudnn::sys;
 
-use super::driver::{Context, LIBRARY_WORKSPACE_BYTES, Stream};
+use super::driver::{Context, Stream};
 use crate::error::Error;
 
 /// Algorithms that are looked at for one convolution.
@@ -236,7 +236,8 @@ pub(super) struct Convolution {
     description: Description,
     algorithm: Algorithm,
     operands: Operands,
-    workspace: u64,
+    /// Address and bytes.
+    workspace: (u64, u64),
 }
 
 // SAFETY: cuDNN's descriptions are plain memory, owned here.
@@ -286,7 +287,7 @@ impl Convolution {
         dnn: &Arc<Dnn>,
         shape: &Shape,
         operands: Operands,
-        workspace: u64,
+        workspace: (u64, u64),
         tf32: bool,
     ) -> Result<Self, Error> {
         let (x, weight, y) = (
@@ -348,7 +349,7 @@ impl Convolution {
         let fits = |p: &&Performance| {
             let deterministic =
                 p.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC as u32;
-            p.status == 0 && deterministic && p.memory as u64 <= LIBRARY_WORKSPACE_BYTES
+            p.status == 0 && deterministic && p.memory as u64 <= workspace.1
         };
         let count = usize::try_from(count).unwrap_or(0).min(ALGORITHMS);
         let mut fitting = found[..count].iter().filter(fits);
@@ -381,7 +382,7 @@ impl Convolution {
         let pointer = |address: u64| address as *mut c_void;
         let Operands { x, weight, y } = self.operands;
         let (x, weight, y) = (pointer(x), pointer(weight), pointer(y));
-        let (workspace, bytes) = (pointer(self.workspace), LIBRARY_WORKSPACE_BYTES as usize);
+        let (workspace, bytes) = (pointer(self.workspace.0), self.workspace.1 as usize);
         let (handle, conv) = (self.dnn.handle, self.description.0);
         // SAFETY: the descriptions live; the operands lie in the session's memory with the sizes
         // described, and the workspace has as many bytes as the algorithm was allowed.

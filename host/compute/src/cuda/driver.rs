@@ -17,6 +17,9 @@ pub(super) const BLOCK: u32 = 256;
 /// Workspace that the algorithms of cuBLASLt and cuDNN may use, in bytes: what cuBLASLt's
 /// documentation advises for Hopper.
 pub(super) const LIBRARY_WORKSPACE_BYTES: u64 = 32 << 20;
+/// What the algorithms of convolutions may use at most, in bytes. The fast ones that give the same bits in
+/// every run transform whole batches.
+pub(super) const MOST_WORKSPACE_BYTES: u64 = 1 << 30;
 
 /// Turns the driver's answer into the engine's error. Errors after which cuda.h says that the
 /// process must be ended are `device.fault`; a GPU that is gone is `device.lost`.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::driver::LIBRARY_WORKSPACE_BYTES;
+use super::driver::{LIBRARY_WORKSPACE_BYTES, MOST_WORKSPACE_BYTES};
 use super::lower::{Addresses, Part, lower};
 use super::optimizer::{STEP_BYTES, groups, step_bytes};
 use super::program::{Command, ErrorWord, Target};
@@ -115,9 +115,10 @@ impl Layout {
         }
         let results_bytes = (size_of::<ErrorWord>() + 4 * scalar_count) as u64;
         let results = cursor.take(results_bytes);
-        let arena = cursor.take(plans.iter().map(|plan| plan.arena_bytes).max().unwrap_or(0));
+        let arena_bytes = plans.iter().map(|plan| plan.arena_bytes).max().unwrap_or(0);
+        let arena = cursor.take(arena_bytes);
         let mut workspace_bytes = 0;
-        let mut uses_libraries = false;
+        let (mut uses_libraries, mut convolves) = (false, false);
         for plan in plans {
             let unplaced = Addresses {
                 variables: vec![0; plan.variables.len()],
@@ -128,16 +129,20 @@ impl Layout {
             for part in [Part::Prologue, Part::Run] {
                 let lowered = lower(plan, part, batch, &unplaced, None)?;
                 workspace_bytes = workspace_bytes.max(lowered.workspace_bytes);
+                convolves |= lowered
+                    .commands
+                    .iter()
+                    .any(|command| matches!(command, Command::Convolution(..)));
                 uses_libraries |= lowered.commands.iter().any(|command| {
                     matches!(command, Command::Product(..) | Command::Convolution(..))
                 });
             }
         }
         let workspace = cursor.take(workspace_bytes);
-        let library_bytes = if uses_libraries {
-            LIBRARY_WORKSPACE_BYTES
-        } else {
-            0
+        let library_bytes = match (uses_libraries, convolves) {
+            (false, _) => 0,
+            (true, false) => LIBRARY_WORKSPACE_BYTES,
+            (true, true) => (arena_bytes / 2).clamp(LIBRARY_WORKSPACE_BYTES, MOST_WORKSPACE_BYTES),
         };
         let library = cursor.take(library_bytes);
         let staging = std::array::from_fn(|_| cursor.take(staging_bytes));
@@ -181,5 +186,41 @@ impl Layout {
             step: base + own.steps + own.step,
             results: base + self.results,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::Conv2d;
+    use crate::{Builder, DType, Dim};
+
+    /// The libraries' bytes of a convolution of images of so many pixels a side, and the arena's.
+    fn bytes(side: u64) -> (u64, u64) {
+        let mut b = Builder::new();
+        let images = [
+            Dim::Batch(1),
+            Dim::Fixed(3),
+            Dim::Fixed(side),
+            Dim::Fixed(side),
+        ];
+        let x = b.input("x", DType::F32, &images).unwrap();
+        let weight = b.parameter("weight", &[16, 3, 3, 3], "ones", 0).unwrap();
+        let y = b.conv2d(x, weight, None, Conv2d::default()).unwrap();
+        b.output("y", y).unwrap();
+        let plan = Plan::new(&b.graph(), 16).unwrap();
+        (
+            Layout::new(&[&plan]).unwrap().library_bytes,
+            plan.arena_bytes,
+        )
+    }
+
+    #[test]
+    fn convolutions_have_a_workspace_of_half_the_arena_within_bounds() {
+        assert_eq!(bytes(16).0, LIBRARY_WORKSPACE_BYTES);
+        let (library, arena) = bytes(256);
+        assert!(library > LIBRARY_WORKSPACE_BYTES && library < MOST_WORKSPACE_BYTES);
+        assert_eq!(library, arena / 2);
+        assert_eq!(bytes(2048).0, MOST_WORKSPACE_BYTES);
     }
 }

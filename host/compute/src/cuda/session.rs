@@ -341,6 +341,7 @@ impl CudaSession {
                 }
                 Command::Convolution(conv) => {
                     let ready = self.gpu.dnn.as_ref().and_then(|dnn| {
+                        let workspace = (workspace, self.layout.library_bytes);
                         dnn::Convolution::new(dnn, &conv.shape, conv.operands, workspace, tf32).ok()
                     });
                     let launches = match ready {
