@@ -29,7 +29,7 @@ const LAUNCH_FAILED: u32 = 719;
 const CAPTURE_UNSUPPORTED: u32 = 900;
 const CAPTURE_INVALIDATED: u32 = 901;
 const UNKNOWN: u32 = 999;
-/// Codes after which cuda.h says that the process must be ended.
+/// Codes after which a GPU's context is of no more use, and cuda.h says that the process must be ended.
 const STICKY: [u32; 9] = [700, 709, 714, 715, 716, 717, 718, 719, 999];
 
 /// The Xid of an illegal address.
@@ -118,7 +118,8 @@ struct Driver {
     graphs: HashMap<Handle, Vec<Work>>,
     calls: HashMap<&'static str, u64>,
     activity: BTreeMap<usize, Activity>,
-    failure: Option<u32>,
+    /// By GPU: what ended its context.
+    failures: HashMap<usize, u32>,
     next: Handle,
 }
 
@@ -199,13 +200,13 @@ fn enter(function: &'static str, work: impl FnOnce(&mut Driver) -> Answer) -> c_
 impl Driver {
     /// Counts a call, and fails or hangs it where the scenario says so.
     fn admit(&mut self, function: &'static str) -> Answer {
-        if let Some(code) = self.failure {
+        let gpu = self.gpu().ok().map(|number| Unit::of(number).gpu);
+        if let Some(&code) = gpu.and_then(|gpu| self.failures.get(&gpu)) {
             return Err(code);
         }
         let calls = self.calls.entry(function).or_default();
         *calls += 1;
         let calls = *calls;
-        let gpu = self.gpu().ok().map(|number| Unit::of(number).gpu);
         let mut faults = self.scenario.faults.iter().enumerate();
         let fault = faults.find(|(_, fault)| {
             fault.function == function
@@ -224,11 +225,10 @@ impl Driver {
 
     fn note(&mut self, code: Option<u32>) -> u32 {
         if let Some(code) = code.filter(|code| STICKY.contains(code)) {
-            if code == ILLEGAL_ADDRESS && self.failure.is_none() {
-                let gpu = self.gpu().map_or(0, |number| Unit::of(number).gpu);
+            let gpu = self.gpu().map_or(0, |number| Unit::of(number).gpu);
+            if self.failures.insert(gpu, code).is_none() && code == ILLEGAL_ADDRESS {
                 processes::report(gpu, MEMORY_FAULT);
             }
-            self.failure = Some(code);
         }
         code.unwrap_or(0)
     }
@@ -501,7 +501,7 @@ exported! {
             graphs: HashMap::new(),
             calls: HashMap::new(),
             activity: BTreeMap::new(),
-            failure: None,
+            failures: HashMap::new(),
             next: 0,
         });
         let answer = driver.admit("cuInit");
