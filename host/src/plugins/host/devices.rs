@@ -11,6 +11,9 @@ use super::error::{HostError, Result};
 use crate::plugins::bindings::hangar::pipeline::{devices, types};
 use crate::worker::protocol::{DeviceFacts, FromWorker, Grant, LeaseRequest};
 
+/// Replicas that a plugin may ask for: more than any machine has GPUs.
+const MOST_REPLICAS: u32 = 1024;
+
 /// The device asked for where neither user nor plugin names one.
 const ANY: &str = "cuda";
 
@@ -136,8 +139,8 @@ impl devices::HostRequest for State {
     }
 
     fn replicas(&mut self, request: Resource<Request>, count: u32) -> Result<()> {
-        if count == 0 {
-            let message = "a model has at least one replica";
+        if count == 0 || count > MOST_REPLICAS {
+            let message = format!("a model has 1 to {MOST_REPLICAS} replicas");
             return Err(HostError::new("device.replicas", message));
         }
         let (before, own) = {
