@@ -376,12 +376,18 @@ impl Machine {
         self.watch.show(gpu.index, usage)
     }
 
-    /// Tells that a task had a fault of its device. Gives the Xid that the driver reported of it just
-    /// before.
-    pub fn fault(&self, device: DeviceId, reason: &str) -> Option<u64> {
+    /// Tells that a task had a fault of its device.
+    pub fn fault(&self, device: DeviceId, reason: &str) {
+        if let DeviceId::Cuda(index) = device {
+            self.watch.fault(index, reason);
+        }
+    }
+
+    /// The Xid that the driver reported of a device just before.
+    pub fn reported(&self, device: DeviceId) -> Option<u64> {
         match device {
             DeviceId::Cpu => None,
-            DeviceId::Cuda(index) => self.watch.fault(index, reason),
+            DeviceId::Cuda(index) => self.watch.reported(index),
         }
     }
 

@@ -439,7 +439,12 @@ impl Condition {
     fn told(&mut self, now: Duration, reason: &str) {
         match &mut self.incident {
             Some(incident) if incident.has_error(now) => {
-                incident.told = true;
+                // What the driver still tells of it comes after this.
+                *incident = Incident {
+                    at: now,
+                    told: true,
+                    open: true,
+                };
                 self.suspect(now, reason.to_owned(), Duration::ZERO);
             }
             _ => self.fault(now, true, reason),

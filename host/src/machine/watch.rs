@@ -292,9 +292,13 @@ impl Watch {
         self.tell(index, &Signal::Tested(outcome));
     }
 
-    /// Tells that a task had a fault of its GPU. Gives what the driver reported of it just before.
-    pub(super) fn fault(&self, index: u32, reason: &str) -> Option<u64> {
+    /// Tells that a task had a fault of its GPU.
+    pub(super) fn fault(&self, index: u32, reason: &str) {
         self.tell(index, &Signal::Fault(reason));
+    }
+
+    /// The Xid that the driver reported of a GPU just before.
+    pub(super) fn reported(&self, index: u32) -> Option<u64> {
         let wards = self.wards();
         let last = wards.get(&index)?.condition.last_xid()?;
         (self.began.elapsed() < last.at + RECENT).then_some(last.code)

@@ -188,7 +188,13 @@ async fn supervise(
                         observe(inner, record, lease.as_ref()).await;
                         note(inner, record, running);
                     }
-                    FromWorker::Fault { device } => culprit = Some(device),
+                    FromWorker::Fault { device, message } if culprit.is_none() => {
+                        // At once: an Xid that comes when its lease has ended must find who did it.
+                        if let Ok(Selector::Device(failed)) = device.parse() {
+                            inner.settings.machine.fault(failed, &message);
+                        }
+                        culprit = Some(device);
+                    }
                     FromWorker::Heartbeat => observe(inner, record, lease.as_ref()).await,
                     other => note(inner, record, other),
                 }
@@ -251,8 +257,8 @@ async fn supervise(
     })
 }
 
-/// What a failure says. A fault of the task's device, of several of the one that the worker named, is
-/// told to the machine, which may know more of it.
+/// What a failure says, and what the machine knows of it. A fault of the task's device is told to the
+/// machine, unless the worker has named the `culprit`, which was told then.
 fn blamed(inner: &Inner, record: &TaskRecord, failure: &Failure, culprit: Option<&str>) -> String {
     let message = failure.message.clone();
     let name = culprit.or(record.device.as_deref());
@@ -268,7 +274,11 @@ fn blamed(inner: &Inner, record: &TaskRecord, failure: &Failure, culprit: Option
     let uuid = own.and_then(|granted| granted.device_uuid.as_deref());
     let uuid = uuid.unwrap_or("no UUID");
     let named = format!("{device} ({uuid}): {message}");
-    match inner.settings.machine.fault(device, &message) {
+    let machine = &inner.settings.machine;
+    if culprit.is_none() {
+        machine.fault(device, &message);
+    }
+    match machine.reported(device) {
         Some(xid) => format!("{named}; the driver reported Xid {xid}"),
         None => named,
     }

@@ -51,10 +51,13 @@ pub enum FromWorker {
         /// The most host memory that libraries and staging take beside the session's own.
         scratch_bytes: u64,
     },
-    /// One of several devices failed, by the backend's word: the failure that the task ends with is its.
+    /// A device failed, by the backend's word: the failure that the task ends with is its. Told before the
+    /// lease is given back.
     Fault {
         /// `cuda:N`.
         device: String,
+        /// What the backend says.
+        message: String,
     },
     /// How much is done, 0 to 1.
     Progress {

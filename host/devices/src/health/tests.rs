@@ -164,6 +164,17 @@ fn a_task_may_tell_late_of_what_an_xid_told_and_two_tasks_tell_of_two() {
 }
 
 #[test]
+fn what_the_driver_tells_after_a_tasks_own_error_ends_no_other_task() {
+    let mut gpu = healthy();
+    gpu.signal(second(10), &xid_among(94, 2));
+    gpu.signal(second(11), &Signal::Tested(Ok(())));
+    gpu.signal(second(19), &Signal::Fault("an illegal address"));
+    // Later than the first Xid's time, when the other task's lease alone is left.
+    assert!(!fails_only(&gpu.signal(second(21), &xid(31))));
+    assert_eq!(gpu.health(), Health::Suspect);
+}
+
+#[test]
 fn a_fault_that_no_task_tells_of_ends_none_of_several_and_the_self_test_decides() {
     let mut gpu = healthy();
     let beside = Signal::Xid {

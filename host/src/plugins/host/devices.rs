@@ -261,14 +261,15 @@ impl Held {
     /// cannot be used any more.
     pub(super) fn note(&self, error: compute::Error) -> HostError {
         let ends = ["device.lost", "device.fault"].contains(&error.code());
-        if let (true, Some(device)) = (ends, error.device()) {
-            let device = device.to_owned();
-            self.supervisor.tell(FromWorker::Fault { device });
-        }
+        let device = error.device().unwrap_or(&self.grant.device).to_owned();
         let told = HostError::from(error);
         if let (true, HostError::Told(error)) = (ends, &told) {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-            lost.get_or_insert_with(|| error.clone());
+            if lost.is_none() {
+                *lost = Some(error.clone());
+                let message = error.message.clone();
+                self.supervisor.tell(FromWorker::Fault { device, message });
+            }
         }
         told
     }
