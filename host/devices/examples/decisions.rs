@@ -1,6 +1,7 @@
 //! Times decisions: 1,024 GPUs, all taken, and 100,000 tasks that wait. A lease ends, and whoever gets
 //! its place is decided; then a task comes and one that waits is withdrawn, so that as many wait
-//! again.
+//! again. What one end gives to several tasks is as many decisions, timed together: each is counted
+//! with its part of the time, and the whole is told as well.
 //!
 //!     cargo run --release --package devices --example decisions
 
@@ -92,7 +93,7 @@ fn report(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
     println!(
-        "{what}: p50 {:.1} µs, p99 {:.1} µs, p99.9 {:.1} µs, most {:.1} µs ({} decisions)",
+        "{what}: p50 {:.1} µs, p99 {:.1} µs, p99.9 {:.1} µs, most {:.1} µs ({} times)",
         at(0.5),
         at(0.99),
         at(0.999),
@@ -137,7 +138,8 @@ fn main() {
         allocator.waiting()
     );
     report("a task comes, while the queue fills", arrivals);
-    let (mut ends, mut arrivals, mut cancels) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ends, mut decisions) = (Vec::new(), Vec::new());
+    let (mut arrivals, mut cancels) = (Vec::new(), Vec::new());
     for decision in 0..DECISIONS {
         if leases.is_empty() {
             fetch(&mut tickets, &mut leases);
@@ -146,7 +148,11 @@ fn main() {
         let lease = leases.swap_remove(at);
         let begun = Instant::now();
         drop(lease);
-        ends.push(begun.elapsed());
+        let time = begun.elapsed();
+        let granted = WAITING.saturating_sub(allocator.waiting());
+        ends.push(time);
+        let each = granted.max(1);
+        decisions.extend(std::iter::repeat_n(time / each as u32, each));
         // Every grant that this caused is a task less; as many come.
         while allocator.waiting() < WAITING {
             let request = request(number, &mut state);
@@ -167,7 +173,11 @@ fn main() {
             fetch(&mut tickets, &mut leases);
         }
     }
-    report("a lease ends and its place is given away", ends);
+    report(
+        "a lease ends and its place is given away, each decision",
+        decisions,
+    );
+    report("  all that one end gives away", ends);
     report("a task comes", arrivals);
     report("a task is withdrawn", cancels);
 }

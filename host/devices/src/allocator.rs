@@ -1,6 +1,6 @@
 //! The allocator: one lock around the scheduler, and those that wait for its decisions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,7 +95,7 @@ enum Slot {
 #[derive(Debug)]
 struct Core {
     scheduler: Scheduler,
-    slots: HashMap<u64, Slot>,
+    slots: BTreeMap<u64, Slot>,
 }
 
 impl Core {
@@ -129,7 +129,7 @@ impl Allocator {
     pub fn new(devices: Vec<DeviceEntry>, policy: Policy) -> Arc<Self> {
         let core = Core {
             scheduler: Scheduler::new(devices, policy),
-            slots: HashMap::new(),
+            slots: BTreeMap::new(),
         };
         Arc::new(Self {
             core: Mutex::new(core),

@@ -8,11 +8,11 @@ use crate::gpu::Peer;
 
 /// A GPU on which the task fits.
 #[derive(Debug, Clone)]
-pub(crate) struct Member<'a> {
+pub(crate) struct Member<'a, S> {
     /// Its place in the ledger.
     pub(crate) place: usize,
     /// Lower is better.
-    pub(crate) score: (u64, u64),
+    pub(crate) score: S,
     /// The product name.
     pub(crate) model: &'a str,
     /// Its pools.
@@ -43,9 +43,9 @@ pub(crate) fn link(peer: Option<&Peer>) -> u8 {
 
 /// The places of `wanted` GPUs, in order; none where there is no such set. `link` tells how far two
 /// members, by their numbers, are apart, `room` how many more tasks a pool takes.
-pub(crate) fn choose(
+pub(crate) fn choose<S: Ord + Copy>(
     wanted: usize,
-    members: &[Member<'_>],
+    members: &[Member<'_, S>],
     link: impl Fn(usize, usize) -> u8,
     room: impl Fn(usize) -> u32,
 ) -> Option<Vec<usize>> {
@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    fn member(place: usize, score: u64) -> Member<'static> {
+    fn member(place: usize, score: u64) -> Member<'static, (u64, u64)> {
         Member {
             place,
             score: (score, 0),

@@ -1,5 +1,6 @@
 //! The ledger: what every device has, and who holds how much of it. No lock, no clock.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use crate::gpu::Peer;
@@ -117,6 +118,15 @@ pub(crate) struct Hold {
     pub(crate) kind: Kind,
 }
 
+/// In what order devices are kept: those kept for nobody first, then those with a free slot, then those
+/// with the most memory for leases now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    held: bool,
+    full: bool,
+    allocatable: Reverse<u64>,
+}
+
 /// Why a wish is not granted on a device now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Block {
@@ -141,7 +151,7 @@ pub(crate) struct Device {
     pub(crate) holdings: Vec<Holding>,
     pub(crate) counts: PerKind<u32>,
     pub(crate) pools: Vec<usize>,
-    pub(crate) hold: Option<Hold>,
+    hold: Option<Hold>,
     pub(crate) memory: Memory,
     utilization: Option<f64>,
     heat: Heat,
@@ -233,6 +243,11 @@ impl Device {
         cooled || self.allocatable() > before
     }
 
+    /// The wish that it is kept for.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        self.hold
+    }
+
     /// Whether this wish is blocked by a hold: one for a wish before it that could take the device as
     /// soon as there is memory, or that waits for the end of a task of the same kind.
     fn held_from(&self, kind: Kind, place: Place) -> bool {
@@ -240,6 +255,15 @@ impl Device {
             let full = self.counts.of(hold.kind) >= self.entry.limits.of(hold.kind);
             place > hold.place && (kind == hold.kind || !full)
         })
+    }
+
+    /// In what order it would be kept for a task of a kind, pools' limits aside.
+    fn rank(&self, kind: Kind) -> Rank {
+        Rank {
+            held: self.hold.is_some(),
+            full: self.counts.of(kind) >= self.entry.limits.of(kind),
+            allocatable: Reverse(self.allocatable()),
+        }
     }
 
     pub(crate) fn candidate(&self, needed_bytes: u64) -> Candidate {
@@ -285,6 +309,9 @@ pub(crate) struct Ledger {
     /// where it can run none. It is all in [`Device`] as well; a look at every device stays in the
     /// processor's cache with this.
     offers: Vec<[u64; 2]>,
+    /// In what order each device would be kept for a task of each kind, pools' limits aside. It is all in
+    /// [`Device`] as well, as with the offers.
+    ranks: Vec<[Rank; 2]>,
     /// The number of the last lease.
     leases: u64,
 }
@@ -293,24 +320,27 @@ impl Ledger {
     pub(crate) fn new(mut devices: Vec<DeviceEntry>) -> Self {
         devices.sort_by_key(|entry| entry.id);
         let mut ledger = Self {
-            offers: vec![[0; 2]; devices.len()],
-            devices: devices.into_iter().map(Device::new).collect(),
+            offers: Vec::new(),
+            ranks: Vec::new(),
+            devices: Vec::new(),
             pools: Vec::new(),
             cool: COOL,
             leases: 0,
         };
-        (0..ledger.devices.len()).for_each(|place| ledger.refresh(place));
+        devices.into_iter().for_each(|entry| ledger.add(entry));
         ledger
     }
 
     /// Adds a device, whose name is behind those of all others.
     pub(crate) fn add(&mut self, entry: DeviceEntry) {
-        self.devices.push(Device::new(entry));
+        let device = Device::new(entry);
         self.offers.push([0; 2]);
+        self.ranks.push(Kind::ALL.map(|kind| device.rank(kind)));
+        self.devices.push(device);
         self.refresh(self.devices.len() - 1);
     }
 
-    /// Works out what a device offers, after a change of it.
+    /// Works out what a device offers and its rank, after a change of it.
     fn refresh(&mut self, place: usize) {
         let device = &self.devices[place];
         let open = device.entry.state == State::Ready && !device.entry.draining && !device.hot();
@@ -324,6 +354,28 @@ impl Ledger {
             _ => 0,
         };
         self.offers[place] = Kind::ALL.map(offer);
+        self.ranks[place] = Kind::ALL.map(|kind| device.rank(kind));
+    }
+
+    /// In what order a device would be kept for a task of a kind; that is no further behind than by
+    /// [`Self::rank`].
+    pub(crate) fn rank_at_best(&self, place: usize, kind: Kind) -> Rank {
+        self.ranks[place][kind as usize]
+    }
+
+    /// In what order a device would be kept for a task of a kind.
+    pub(crate) fn rank(&self, place: usize, kind: Kind) -> Rank {
+        let full = self.room(&self.devices[place], kind).is_err();
+        Rank {
+            full,
+            ..self.rank_at_best(place, kind)
+        }
+    }
+
+    /// Keeps a device for a wish, or for nobody.
+    pub(crate) fn keep(&mut self, place: usize, hold: Option<Hold>) {
+        self.devices[place].hold = hold;
+        self.refresh(place);
     }
 
     /// Changes what is known of a device.
@@ -413,6 +465,15 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+
+    /// The most that one of these devices offers a task of a kind: one more than the bytes that it may
+    /// need, 0 where it can run none.
+    pub(crate) fn most_offered(&self, places: &[usize], kind: Kind) -> u64 {
+        let offers = places
+            .iter()
+            .map(|&place| self.offers[place][kind as usize]);
+        offers.max().unwrap_or(0)
     }
 
     /// Whether a wish fits on a device now.

@@ -108,8 +108,12 @@ impl FromStr for Policy {
 
 /// Thousandths.
 fn share(part: u64, whole: u64) -> u64 {
-    let share = u128::from(part) * 1000 / u128::from(whole.max(1));
-    u64::try_from(share).unwrap_or(u64::MAX).min(1000)
+    let whole = whole.max(1);
+    let share = match part.checked_mul(1000) {
+        Some(thousandfold) => thousandfold / whole,
+        None => part / whole.div_ceil(1000),
+    };
+    share.min(1000)
 }
 
 fn least_loaded(c: &Candidate) -> Score {

@@ -58,6 +58,8 @@ pub(crate) type Decision = Result<Grant, Refusal>;
 
 #[derive(Debug)]
 struct Wish {
+    /// What it takes at least of a device, in bytes.
+    least_bytes: u64,
     request: Request,
     /// Not yet looked at on every device of its class.
     fresh: bool,
@@ -89,7 +91,7 @@ pub(crate) struct Scheduler {
     /// The classes that each device serves.
     by_device: Vec<Vec<usize>>,
     /// The class and the place of each wish that waits.
-    wishes: HashMap<u64, (usize, Place)>,
+    wishes: BTreeMap<u64, (usize, Place)>,
     next: u64,
     decided: Vec<(u64, Decision)>,
 }
@@ -104,7 +106,7 @@ impl Scheduler {
             cpu_fallback: true,
             classes: Vec::new(),
             by_selector: HashMap::new(),
-            wishes: HashMap::new(),
+            wishes: BTreeMap::new(),
             next: 0,
             decided: Vec::new(),
         }
@@ -126,6 +128,8 @@ impl Scheduler {
             class,
             number,
             Wish {
+                // The processor's overhead is none, and few wishes are for it.
+                least_bytes: request.bytes.min(request.gpu_bytes),
                 request,
                 fresh: true,
                 passes: 0,
@@ -354,10 +358,9 @@ impl Scheduler {
         self.by_selector.clear();
         self.wishes.clear();
         self.by_device.iter_mut().for_each(Vec::clear);
-        self.ledger
-            .devices
-            .iter_mut()
-            .for_each(|device| device.hold = None);
+        for place in 0..self.ledger.devices.len() {
+            self.ledger.keep(place, None);
+        }
         let classes = std::mem::take(&mut self.classes);
         let mut passed = Vec::new();
         for class in classes {
@@ -410,11 +413,7 @@ impl Scheduler {
 
     /// Those to look at, in order.
     fn line(&self, dirty: &[usize], touched: &[usize]) -> Vec<(Key, usize)> {
-        let room = |kind| {
-            let room = |&place: &usize| self.ledger.room(&self.ledger.devices[place], kind).is_ok();
-            dirty.iter().any(room)
-        };
-        let room = Kind::ALL.map(room);
+        let offer = Kind::ALL.map(|kind| self.ledger.most_offered(dirty, kind));
         let served = dirty
             .iter()
             .flat_map(|&place| &self.by_device[place])
@@ -425,11 +424,11 @@ impl Scheduler {
         let mut line = Vec::new();
         for class in classes {
             let Class { kind, waiting, .. } = &self.classes[class];
-            let room = room[*kind as usize];
+            let offer = offer[*kind as usize];
             let first = waiting
                 .iter()
                 .take(WINDOW)
-                .filter(|(_, wish)| wish.fresh || room);
+                .filter(|(_, wish)| wish.fresh || offer > wish.least_bytes);
             line.extend(first.map(|(&key, _)| (key, class)));
         }
         line.sort_unstable();
@@ -472,15 +471,15 @@ impl Scheduler {
 
     /// The GPUs that a wish for several gets of those with a score; `room` tells how many more tasks of
     /// its kind a pool takes.
-    fn together(
+    fn together<S: Ord + Copy>(
         &self,
         request: &Request,
-        scored: impl Iterator<Item = ((u64, u64), usize)>,
+        scored: impl Iterator<Item = (S, usize)>,
         room: impl Fn(usize) -> u32,
     ) -> Option<Vec<usize>> {
         let devices = &self.ledger.devices;
         let members = scored.filter(|(_, place)| devices[*place].joins());
-        let members: Vec<Member<'_>> = members
+        let members: Vec<Member<'_, S>> = members
             .map(|(score, place)| Member {
                 place,
                 score,

@@ -48,44 +48,52 @@ impl Scheduler {
     }
 
     /// Keeps as many devices for a wish as it asks for, or none: of those that it could take and that are
-    /// kept for nobody before it, with a free slot first, then those with the most memory for leases
-    /// now. Gives the devices that are kept no longer, because another wish would not have had all its.
+    /// kept for nobody before it, the first by [`crate::ledger::Rank`]. Gives the devices that are kept no longer, because another wish would not have had all its.
     pub(super) fn hold(&mut self, class: usize, key: Key) -> Vec<usize> {
         let Some(wish) = self.classes[class].waiting.get(&key) else {
             return Vec::new();
         };
         let request = &wish.request;
         let kind = request.kind;
-        let able = self.classes[class].devices.iter().filter_map(|&place| {
-            let device = &self.ledger.devices[place];
-            let behind = device.hold.is_none_or(|hold| hold.place > key.0);
-            let able = behind && self.could_take(place, request);
-            let full = self.ledger.room(device, kind).is_err();
-            let rank = 2 * u64::from(device.hold.is_some()) + u64::from(full);
-            able.then(|| ((rank, u64::MAX - device.allocatable()), place))
-        });
+        let able = |place: usize| {
+            let hold = self.ledger.devices[place].hold();
+            hold.is_none_or(|hold| hold.place > key.0) && self.could_take(place, request)
+        };
+        let devices = self.classes[class].devices.iter().copied();
         let places = if request.gpus > 1 {
             // What runs now ends: a set counts that its limits allow on empty GPUs.
             let room = |pool: usize| {
                 let limits = &self.ledger.pools[pool].pool.limits;
                 limits.of(kind).unwrap_or(u32::MAX)
             };
-            let able =
-                able.filter(|(_, place)| *self.ledger.devices[*place].entry.limits.of(kind) > 0);
-            self.together(request, able, room)
+            let takes = |&place: &usize| *self.ledger.devices[place].entry.limits.of(kind) > 0;
+            let ranked = devices
+                .filter(|&place| able(place))
+                .filter(takes)
+                .map(|place| (self.ledger.rank(place, kind), place));
+            self.together(request, ranked, room)
         } else {
-            able.min().map(|(_, place)| vec![place])
+            let mut first = None;
+            for place in devices {
+                let before = |rank| first.is_none_or(|first| (rank, place) < first);
+                if before(self.ledger.rank_at_best(place, kind)) && able(place) {
+                    let rank = self.ledger.rank(place, kind);
+                    first = before(rank).then_some((rank, place)).or(first);
+                }
+            }
+            first.map(|(_, place)| vec![place])
         };
         let mut freed = Vec::new();
         for &place in places.iter().flatten() {
-            if let Some(other) = self.ledger.devices[place].hold {
+            if let Some(other) = self.ledger.devices[place].hold() {
                 freed.extend(self.unhold(other.wish));
             }
-            self.ledger.devices[place].hold = Some(Hold {
+            let hold = Hold {
                 wish: key.1,
                 place: key.0,
                 kind,
-            });
+            };
+            self.ledger.keep(place, Some(hold));
         }
         if let Some(wish) = self.classes[class].waiting.get_mut(&key) {
             wish.holds = places.unwrap_or_default();
@@ -96,7 +104,7 @@ impl Scheduler {
     /// Keeps the devices of a wish that is gone no longer.
     pub(super) fn free(&mut self, wish: &Wish) -> Vec<usize> {
         for &place in &wish.holds {
-            self.ledger.devices[place].hold = None;
+            self.ledger.keep(place, None);
         }
         wish.holds.clone()
     }
@@ -109,7 +117,7 @@ impl Scheduler {
         let wish = self.classes[class].waiting.get_mut(&(at, number));
         let holds = wish.map_or_else(Vec::new, |wish| std::mem::take(&mut wish.holds));
         for &place in &holds {
-            self.ledger.devices[place].hold = None;
+            self.ledger.keep(place, None);
         }
         holds
     }
@@ -117,7 +125,7 @@ impl Scheduler {
     /// Keeps no device any more for the wish that this one is kept for, where other programs now keep it
     /// from that. Gives those that were kept.
     pub(super) fn unhold_hopeless(&mut self, place: usize) -> Vec<usize> {
-        let Some(hold) = self.ledger.devices[place].hold else {
+        let Some(hold) = self.ledger.devices[place].hold() else {
             return Vec::new();
         };
         let Some(&(class, at)) = self.wishes.get(&hold.wish) else {

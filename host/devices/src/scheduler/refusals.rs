@@ -161,10 +161,13 @@ impl Scheduler {
         plugin: &str,
         gpus: u32,
     ) -> Result<(), Refusal> {
+        if gpus <= 1 {
+            return Ok(());
+        }
         let devices = devices.iter().map(|&place| &self.ledger.devices[place]);
         let joins = devices.filter(|device| device.joins() && self.ledger.allows(device, plugin));
         let there = joins.count();
-        if gpus <= 1 || there >= gpus as usize {
+        if there >= gpus as usize {
             return Ok(());
         }
         let named: Vec<usize> = match selector {
@@ -193,16 +196,25 @@ impl Scheduler {
         self.check_plugin(selector, devices, plugin)?;
         self.check_gpus(selector, devices, plugin, *gpus)?;
         let devices = devices.iter().map(|&place| &self.ledger.devices[place]);
-        let mut allowed: Vec<&Device> = devices
-            .filter(|device| self.ledger.allows(device, plugin) && (*gpus <= 1 || device.joins()))
-            .collect();
+        let allowed = devices
+            .filter(|device| self.ledger.allows(device, plugin) && (*gpus <= 1 || device.joins()));
+        let wanted = (*gpus).max(1) as usize;
+        let short = |device: &&Device| device.need(request) > device.most();
+        let large = allowed.clone().filter(|device| !short(device));
+        if large.take(wanted).count() == wanted {
+            return Ok(());
+        }
         // Those with the most memory first: the last that it needs is the first to be too small.
+        let mut allowed: Vec<&Device> = allowed.collect();
         allowed.sort_by_key(|device| {
-            let short = device.need(request) > device.most();
-            (short, std::cmp::Reverse(device.most()), device.entry.id)
+            (
+                short(device),
+                std::cmp::Reverse(device.most()),
+                device.entry.id,
+            )
         });
-        match allowed.get((*gpus).max(1) as usize - 1) {
-            Some(device) if device.need(request) > device.most() => Err(Refusal::NeverFits {
+        match allowed.get(wanted - 1) {
+            Some(device) if short(device) => Err(Refusal::NeverFits {
                 needed: device.need(request),
                 device: device.entry.id,
                 available: device.entry.memory_bytes,

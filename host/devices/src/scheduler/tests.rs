@@ -929,7 +929,7 @@ fn gpus_are_kept_for_the_first_of_those_that_were_passed_and_for_none_that_canno
         s.ledger
             .devices
             .iter()
-            .filter(|gpu| gpu.hold.is_some_and(|hold| hold.wish == wish))
+            .filter(|gpu| gpu.hold().is_some_and(|hold| hold.wish == wish))
             .count()
     };
     assert_eq!(kept(&s, second), 2);
@@ -1062,13 +1062,13 @@ impl Schedule {
         }
         // What is kept is kept whole, for one that waits.
         for device in &self.s.ledger.devices {
-            if let Some(hold) = device.hold {
+            if let Some(hold) = device.hold() {
                 let Some(request) = self.waiting.get(&hold.wish) else {
                     return Err(TestCaseError::fail("a device is kept for nobody"));
                 };
                 let devices = self.s.ledger.devices.iter();
                 let same =
-                    devices.filter(|other| other.hold.is_some_and(|own| own.wish == hold.wish));
+                    devices.filter(|other| other.hold().is_some_and(|own| own.wish == hold.wish));
                 prop_assert_eq!(same.count(), request.gpus as usize);
             }
         }
