@@ -4,8 +4,10 @@
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::dnn::{self, Direction, Operands};
-use super::lower::{Lowering, add_broadcast, join};
+use super::lower::Lowering;
+use super::numbers::add_broadcast;
 use super::program::{Convolution, Launch};
+use super::reduce::join;
 use crate::error::Error;
 use crate::ops::conv::Conv2d;
 use crate::ops::geometry::Geometry;

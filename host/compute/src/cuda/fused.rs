@@ -2,8 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lower::{Lowering, binary, unary};
+use super::lower::Lowering;
 use super::narrow::computed;
+use super::numbers::{binary, unary};
 use super::program::{Launch, Strided};
 use crate::dtype::DType;
 use crate::graph::Node;

@@ -1,6 +1,7 @@
 //! Operators that take elements by indices, or from tables of them.
 
-use super::lower::{Lowering, by_size};
+use super::lower::Lowering;
+use super::numbers::by_size;
 use super::program::{Check, Launch};
 use crate::graph::Value;
 use crate::ops::Op;

@@ -1,7 +1,8 @@
 //! Normalisation of rows.
 
-use super::lower::{Lowering, join};
+use super::lower::Lowering;
 use super::program::Launch;
+use super::reduce::join;
 use crate::graph::Node;
 use crate::ops::Op;
 use crate::ops::norm::{LayerNorm, PART_ROWS};

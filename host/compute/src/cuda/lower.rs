@@ -4,15 +4,16 @@
 use std::collections::HashMap;
 
 use super::blas;
-use super::fused::Steps;
 use super::narrow::{Converted, computed};
-use super::program::{Command, Convolution, Launch, Pair, Strided};
+use super::numbers::{binary, by_size, pair, type_of, unary};
+use super::program::{Command, Convolution, Launch, Strided};
+use super::reduce::{Reduced, split};
 use super::signal::{self, Epilogue};
 use crate::dtype::DType;
 use crate::error::Error;
 use crate::graph::{Node, Value};
 use crate::ops::Op;
-use crate::ops::elementwise::{Binary, Unary};
+use crate::ops::elementwise::Unary;
 use crate::ops::reduce::Reduction;
 use crate::ops::signal::Stft;
 use crate::plan::{Place, Plan, Precision};
@@ -20,11 +21,6 @@ use crate::walk::{Walk, broadcast, strides};
 
 /// Tensors of more elements are refused: kernels index with 32 bits.
 const MOST_ELEMENTS: u64 = (1 << 31) - 1;
-/// Reductions with fewer results than this many blocks are split.
-const SPLIT_BELOW: usize = 1024;
-/// The least elements that a part of a split reduction adds up.
-const SPLIT_ELEMENTS: usize = 4096;
-
 /// Where everything is in the GPU's memory.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Addresses {
@@ -202,20 +198,13 @@ impl<'a> Lowering<'a> {
         at
     }
 
+    /// Bytes of the workspace that nothing keeps.
+    pub(super) fn free(&self) -> u64 {
+        self.capacity.saturating_sub(self.reserved)
+    }
+
     pub(super) fn precision(&self) -> Precision {
         self.plan.precision
-    }
-
-    /// How many parts a sum of `count` elements for each of `results` results is split into.
-    pub(super) fn splits(&self, results: usize, blocks: usize, count: usize) -> usize {
-        let wanted = (SPLIT_BELOW / blocks.max(1)).min(count / SPLIT_ELEMENTS);
-        let free = self.capacity.saturating_sub(self.reserved);
-        let room = (free / 4 / results.max(1) as u64).min(65_535) as usize;
-        wanted.min(room).max(1)
-    }
-
-    fn join(&mut self, kind: Reduction, parts: u64, out: u64, results: usize, splits: usize) {
-        self.launch(join(kind, parts, out, results, splits));
     }
 
     /// Lowers a node, with what its kernels, which compute in float32, need before and after.
@@ -574,68 +563,6 @@ impl<'a> Lowering<'a> {
         self.launch(launch.with(Strided::new(own, moved)).count(n));
     }
 
-    fn reduce(
-        &mut self,
-        kind: Reduction,
-        from: Reduced,
-        shape: &[usize],
-        axes: &[usize],
-        out: u64,
-    ) {
-        let (kept, reduced, results, count) = split(shape, axes);
-        let outer = kept.inner() == 1 && results > 1;
-        let columns = if outer { 32 } else { 1 };
-        let blocks = results.div_ceil(columns);
-        let splits = self.splits(results, blocks, count);
-        let parts = if splits > 1 {
-            self.workspace((results * splits) as u64 * 4)
-        } else {
-            out
-        };
-        let start = |kernel| Launch::blocks(kernel, [blocks.min(1 << 16), splits, 1]);
-        let launch = match from {
-            Reduced::At(x) if outer => start("reduce_outer").with(kind as i32).with(x),
-            Reduced::At(x) => start("reduce_inner").with(kind as i32).with(x),
-            Reduced::Computed(ref steps) => start("fused_reduce").with(**steps).with(kind as i32),
-        };
-        let launch = launch.with(parts).with(kept).with(reduced);
-        let launch = launch.count(results).count(count).count(splits);
-        self.launch(match from {
-            Reduced::At(_) => launch,
-            Reduced::Computed(_) => launch.count(columns),
-        });
-        if splits > 1 {
-            self.join(kind, parts, out, results, splits);
-        }
-    }
-
-    fn softmax(
-        &mut self,
-        [rows, lines]: [&'static str; 2],
-        log: bool,
-        x: &[u64],
-        out: u64,
-        shape: &[usize],
-        axis: usize,
-    ) {
-        let (size, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
-        let count = shape.iter().product::<usize>() / size;
-        let launch = if inner == 1 {
-            Launch::threads(rows, count * 32)
-        } else {
-            Launch::threads(lines, count)
-        };
-        let launch = x
-            .iter()
-            .fold(launch.with(i32::from(log)), |launch, &x| launch.with(x));
-        let launch = launch.with(out).count(count).count(size);
-        self.launch(if inner == 1 {
-            launch
-        } else {
-            launch.count(inner)
-        });
-    }
-
     /// Copies the scalar outputs to one place, behind the error word.
     fn gather_scalars(&mut self) {
         let mut to = self.at.results + size_of::<super::program::ErrorWord>() as u64;
@@ -644,136 +571,6 @@ impl<'a> Lowering<'a> {
             self.commands.push(Command::Copy { to, from, bytes: 4 });
             to += 4;
         }
-    }
-}
-
-/// Sums `splits` parts of `results` elements.
-pub(super) fn join(kind: Reduction, parts: u64, out: u64, results: usize, splits: usize) -> Launch {
-    let kernel = if results == 1 {
-        "reduce_inner"
-    } else {
-        "reduce_outer"
-    };
-    Launch::blocks(kernel, [results.div_ceil(32).min(1 << 16), 1, 1])
-        .with(kind as i32)
-        .with(parts)
-        .with(out)
-        .with(Strided::new(&[results], &[1]))
-        .with(Strided::new(&[splits], &[results]))
-        .count(results)
-        .count(splits)
-        .count(1)
-}
-
-/// What is reduced.
-enum Reduced {
-    /// The elements at an address.
-    At(u64),
-    /// What a program gives.
-    Computed(Box<Steps>),
-}
-
-/// The axes that stay and those that are reduced, with the numbers of their elements.
-fn split(shape: &[usize], axes: &[usize]) -> (Strided, Strided, usize, usize) {
-    let all = strides(shape);
-    let part = |wanted: bool| {
-        let axes = (0..shape.len()).filter(|axis| axes.contains(axis) == wanted);
-        let (sizes, strides): (Vec<_>, Vec<_>) = axes.map(|axis| (shape[axis], all[axis])).unzip();
-        (
-            Strided::new(&sizes, &strides),
-            sizes.iter().product::<usize>(),
-        )
-    };
-    let ((kept, results), (reduced, count)) = (part(false), part(true));
-    (kept, reduced, results, count)
-}
-
-pub(super) fn pair(a: &[usize], b: &[usize], own: &[usize]) -> Pair {
-    Pair::new(own, &broadcast(a, own), &broadcast(b, own))
-}
-
-/// out = a + b, of `n` elements of shape `own`, b broadcast from `b_shape`.
-pub(super) fn add_broadcast(
-    a: u64,
-    b: u64,
-    out: u64,
-    own: &[usize],
-    b_shape: &[usize],
-    n: usize,
-) -> Launch {
-    let launch = Launch::threads("binary_broadcast", n).with(binary(Binary::Add));
-    let launch = launch.with(a).with(b).with(out);
-    launch.with(pair(own, b_shape, own)).count(n)
-}
-
-/// The kernel for elements of the size that a dtype is computed with.
-pub(super) fn by_size(dtype: DType, [one, four, eight]: [&'static str; 3]) -> &'static str {
-    match computed(dtype).size_bytes() {
-        1 => one,
-        4 => four,
-        _ => eight,
-    }
-}
-
-/// The number of a function in elementwise.cu, and its constants.
-pub(super) fn unary(kind: Unary) -> (i32, f32, f32) {
-    match kind {
-        Unary::Affine { factor, offset } => (0, factor as f32, offset as f32),
-        Unary::Abs => (1, 0.0, 0.0),
-        Unary::Exp => (2, 0.0, 0.0),
-        Unary::Log => (3, 0.0, 0.0),
-        Unary::Sqrt => (4, 0.0, 0.0),
-        Unary::Rsqrt => (5, 0.0, 0.0),
-        Unary::Sin => (6, 0.0, 0.0),
-        Unary::Cos => (7, 0.0, 0.0),
-        Unary::Erf => (8, 0.0, 0.0),
-        Unary::Pow { exponent } => (9, exponent as f32, 0.0),
-        Unary::Clamp { low, high } => (10, low as f32, high as f32),
-        Unary::Relu => (11, 0.0, 0.0),
-        Unary::LeakyRelu { slope } => (12, slope as f32, 0.0),
-        Unary::Gelu => (13, 0.0, 0.0),
-        Unary::GeluTanh => (14, 0.0, 0.0),
-        Unary::Silu => (15, 0.0, 0.0),
-        Unary::Sigmoid => (16, 0.0, 0.0),
-        Unary::Tanh => (17, 0.0, 0.0),
-        Unary::Elu { alpha } => (18, alpha as f32, 0.0),
-        Unary::Softplus => (19, 0.0, 0.0),
-        Unary::HardSigmoid => (20, 0.0, 0.0),
-        Unary::HardSwish => (21, 0.0, 0.0),
-        Unary::Sign => (22, 0.0, 0.0),
-        Unary::Floor => (23, 0.0, 0.0),
-        Unary::Ceil => (24, 0.0, 0.0),
-        Unary::Round => (25, 0.0, 0.0),
-        Unary::Tan => (26, 0.0, 0.0),
-        Unary::Asin => (27, 0.0, 0.0),
-        Unary::Acos => (28, 0.0, 0.0),
-        Unary::Atan => (29, 0.0, 0.0),
-        Unary::Sinh => (30, 0.0, 0.0),
-        Unary::Cosh => (31, 0.0, 0.0),
-        Unary::Asinh => (32, 0.0, 0.0),
-        Unary::Acosh => (33, 0.0, 0.0),
-        Unary::Atanh => (34, 0.0, 0.0),
-    }
-}
-
-pub(super) fn binary(kind: Binary) -> i32 {
-    match kind {
-        Binary::Add => 0,
-        Binary::Sub => 1,
-        Binary::Mul => 2,
-        Binary::Div => 3,
-        Binary::Maximum => 4,
-        Binary::Minimum => 5,
-    }
-}
-
-/// The number of an element type in elementwise.cu.
-fn type_of(dtype: DType) -> i32 {
-    match dtype {
-        DType::F32 | DType::BF16 => 0,
-        DType::I64 => 1,
-        DType::U8 => 3,
-        _ => 2,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Operators that move parts of tensors.
 
-use super::lower::{Lowering, by_size, pair};
+use super::lower::Lowering;
+use super::numbers::{by_size, pair};
 use super::program::{Launch, Strided, Window};
 use crate::dtype::DType;
 use crate::graph::Node;
