@@ -131,6 +131,25 @@ impl Machine {
         std::fs::remove_file(self.folder.path().join("libnvidia-ml.so.1")).unwrap();
     }
 
+    /// Gives it an NVML library that lacks functions, as an older one does.
+    fn lacks(&self, functions: &[&str]) {
+        let path = self.folder.path().join("libnvidia-ml.so.1");
+        let mut library = std::fs::read(&path).unwrap();
+        for function in functions {
+            // In the table of symbols' names another of the same length.
+            let name = format!("\0{function}\0");
+            let found = library.windows(name.len());
+            let found = found
+                .enumerate()
+                .filter(|(_, bytes)| *bytes == name.as_bytes());
+            let found: Vec<usize> = found.map(|(at, _)| at + 1).collect();
+            assert!(!found.is_empty(), "{function}");
+            found.into_iter().for_each(|at| library[at] = b'_');
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, library).unwrap();
+    }
+
     fn on<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("LD_LIBRARY_PATH", self.folder.path())
     }

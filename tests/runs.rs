@@ -85,6 +85,41 @@ fn a_missing_failing_or_hanging_nvml_is_a_state() {
 }
 
 #[test]
+fn an_old_driver_whose_nvml_lacks_functions_tells_the_rest_and_runs_nothing() {
+    let machine = Machine::new("driver = \"450.80.02\"\ncuda = 11000\n[[gpu]]\nprofile = \"t4\"");
+    machine.lacks(&[
+        "nvmlDeviceGetMemoryInfo_v2",
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+    ]);
+    let told = machine.gpus();
+    let gpu = &told["gpus"][0];
+    assert!(told["nvml_error"].is_null(), "{told}");
+    assert_eq!(
+        (&gpu["name"], &gpu["power_draw_watts"], &gpu["error"]),
+        (&Value::from("Tesla T4"), &Value::from(33.51), &Value::Null),
+        "{gpu}"
+    );
+    let unsupported = gpu["unsupported"].as_array().unwrap();
+    for field in ["memory_total_bytes", "memory_used_bytes"] {
+        assert!(gpu[field].is_null(), "{gpu}");
+        assert!(unsupported.contains(&field.into()), "{unsupported:?}");
+    }
+    assert_eq!(gpu["schedulable"], false, "{gpu}");
+    let reason = gpu["reason"].as_str().unwrap();
+    assert!(reason.contains("up to 11.0"), "{reason}");
+    let home = Home::new();
+    let mut train = home.hangar(&["--json", "run", "digits", "train"]);
+    train.args(["--data", "tests/data/mnist10k", "--device", "cuda"]);
+    let output = machine.on(train.args(["--param", "epochs=1"])).output();
+    let record = json(&output.unwrap());
+    assert_eq!(
+        (&record["state"], &record["device"]),
+        (&Value::from("completed"), &Value::from("cpu")),
+        "{record}"
+    );
+}
+
+#[test]
 fn digits_are_learned_recorded_and_recognised() {
     let home = Home::new();
     let results = home.folder.path().join("results");

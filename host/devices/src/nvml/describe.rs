@@ -58,6 +58,14 @@ const REASONS: [(ThrottleReasons, &str, bool); 9] = [
     ),
 ];
 
+/// What a GPU tells of its memory, all at once.
+pub(super) const MEMORY: [&str; 4] = [
+    "memory_total_bytes",
+    "memory_reserved_bytes",
+    "memory_used_bytes",
+    "memory_free_bytes",
+];
+
 /// What a GPU does not tell.
 #[derive(Clone, Default)]
 pub(super) struct Gaps {
@@ -88,20 +96,30 @@ impl Gaps {
         field: &'static str,
         answer: Result<T, NvmlError>,
     ) -> Option<T> {
+        self.tell_all(&[field], answer)
+    }
+
+    /// The values of fields that NVML tells together; where there are none, notes why.
+    pub(super) fn tell_all<T>(
+        &mut self,
+        fields: &[&'static str],
+        answer: Result<T, NvmlError>,
+    ) -> Option<T> {
         let error = match answer {
             Ok(value) => return Some(value),
             Err(error) => error,
         };
-        match error {
-            error if absent(&error) => self.unsupported.push(field),
-            error => {
-                let failure = failure(&error);
-                if matches!(failure, Failure::Lost | Failure::ResetRequired) {
-                    self.failure = Some((failure, error.to_string()));
-                }
-                self.errors.insert(field, error.to_string());
-            }
+        if absent(&error) {
+            self.unsupported.extend(fields);
+            return None;
         }
+        let failure = failure(&error);
+        if matches!(failure, Failure::Lost | Failure::ResetRequired) {
+            self.failure = Some((failure, error.to_string()));
+        }
+        let error = error.to_string();
+        self.errors
+            .extend(fields.iter().map(|field| (*field, error.clone())));
         None
     }
 }
@@ -303,7 +321,9 @@ fn readings(
     ];
     let energy = gaps.tell("energy_total_joules", device.total_energy_consumption());
     Readings {
-        bar1_used_bytes: device.bar1_memory_info().ok().map(|bar1| bar1.used),
+        bar1_used_bytes: gaps
+            .tell("bar1_used_bytes", device.bar1_memory_info())
+            .map(|bar1| bar1.used),
         encoder_percent: gaps
             .tell("encoder_percent", device.encoder_utilization())
             .map(|encoder| encoder.utilization),
@@ -420,8 +440,9 @@ pub(super) fn describe(
     });
     let lasting = known.insert(recent.unwrap_or_else(|| Known::read(nvml, device)));
     let (facts, mut gaps) = (lasting.facts.clone(), lasting.gaps.clone());
-    let memory = gaps.tell("memory_total_bytes", memory);
-    let utilization = gaps.tell("utilization_gpu_percent", device.utilization_rates());
+    let memory = gaps.tell_all(&MEMORY, memory);
+    let load = ["utilization_gpu_percent", "memory_busy_percent"];
+    let utilization = gaps.tell_all(&load, device.utilization_rates());
     let temperature = device.temperature(TemperatureSensor::Gpu);
     let temperature = gaps.tell("temperature_gpu_c", temperature);
     let power = gaps.tell("power_draw_watts", device.power_usage());

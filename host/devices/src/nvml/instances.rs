@@ -3,7 +3,7 @@
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper::{Device, Nvml};
 
-use super::describe::Gaps;
+use super::describe::{Gaps, MEMORY};
 use super::running::processes;
 use crate::gpu::{Facts, Gpu, Readings};
 
@@ -50,7 +50,7 @@ pub(super) fn instances(nvml: &Nvml, device: &Device<'_>, gpu: &Gpu) -> Vec<Gpu>
 fn describe(nvml: &Nvml, instance: &Device<'_>, gpu: &Gpu) -> Option<Gpu> {
     let mut gaps = Gaps::default();
     let uuid = instance.uuid().ok()?;
-    let memory = gaps.tell("memory_total_bytes", instance.memory_info());
+    let memory = gaps.tell_all(&MEMORY, instance.memory_info());
     let attributes = gaps.tell("sm_count", instance.attributes());
     let sm_count = attributes.map(|attributes| attributes.multiprocessor_count);
     let whole = &gpu.facts;
