@@ -32,7 +32,12 @@ struct Scene {
 impl Scene {
     /// A host on so many GPUs, all tested.
     fn new(gpus: usize) -> Self {
-        let (home, machine) = (Home::new(), Machine::new(&scenario(gpus, (0, ""))));
+        Self::on(gpus, &scenario(gpus, (0, "")))
+    }
+
+    /// The same on a machine of the scenario.
+    fn on(gpus: usize, scenario: &str) -> Self {
+        let (home, machine) = (Home::new(), Machine::new(scenario));
         let data = stripes(home.folder.path());
         let mut command = home.hangar(&["serve", "--listen", "127.0.0.1:0"]);
         machine.on(&mut command);
@@ -244,6 +249,32 @@ fn a_task_that_loses_one_of_its_gpus_fails_with_its_name_and_the_others_are_free
         scene.completes("next", 3, &["cuda:0", "cuda:1", "cuda:3"]);
         scene.server.stop();
     }
+}
+
+#[test]
+fn where_one_gpus_loss_ends_a_process_on_all_its_gpus_the_lost_one_is_named_and_no_other_suspected()
+{
+    let spread = |lines| format!("failures_spread = true\n{}", scenario(4, (2, lines)));
+    let scene = Scene::on(4, &spread(""));
+    // Three in an hour would be quarantined.
+    for round in 0..2 {
+        let id = format!("doomed-{round}");
+        scene.submit(&id, 100_000, &json!({ "gpus": 4 }));
+        scene.server.wait(&id, &["running"]);
+        scene.machine.change(&spread("lost = true"));
+        let task = scene.server.wait(&id, &["failed", "completed"]);
+        assert_eq!(task["error_code"], "device.lost", "{task}");
+        let message = task["message"].as_str().unwrap();
+        assert!(message.contains("cuda:2"), "{message}");
+        let gpus = scene.until("it is lost", |gpus| gpus[2]["health"] == "lost");
+        for other in [0, 1, 3] {
+            assert_eq!(gpus[other]["health"], "healthy", "{}", gpus[other]);
+            assert!(gpus[other]["health_reason"].is_null(), "{}", gpus[other]);
+        }
+        scene.machine.change(&spread(""));
+        scene.until("it is back", |gpus| gpus[2]["schedulable"] == true);
+    }
+    scene.server.stop();
 }
 
 #[test]

@@ -124,9 +124,13 @@ impl Terminal {
         assert!(stty.status().unwrap().success());
     }
 
+    /// Whether it has the screen to itself.
+    fn alternate(&self) -> bool {
+        self.screen.lock().unwrap().screen().alternate_screen()
+    }
+
     /// Waits for the end: the exit code. The terminal is as it was.
     fn ended(mut self) -> Option<i32> {
-        assert!(self.screen.lock().unwrap().screen().alternate_screen());
         let status = self.child.wait().unwrap();
         // All that it wrote is on the screen then.
         self.reader.take().unwrap().join().unwrap();
@@ -197,6 +201,7 @@ fn top_shows_gpus_and_tasks_follows_its_terminal_and_gives_it_back() {
     let piped = home.refused(&["top"]);
     assert!(piped.contains("needs a terminal"), "{piped}");
 
+    assert!(terminal.alternate());
     terminal.keys.write_all(b"q").unwrap();
     assert_eq!(terminal.ended(), Some(0));
 
@@ -220,6 +225,7 @@ fn top_shows_gpus_and_tasks_follows_its_terminal_and_gives_it_back() {
     terminal.shows(&["0 tasks run"]);
     server.stop();
     terminal.shows(&["no server answers at", "H100 80GB HBM3"]);
+    assert!(terminal.alternate());
     let process = terminal.fact(1);
     assert!(
         Command::new("kill")

@@ -383,6 +383,23 @@ impl Machine {
         }
     }
 
+    /// Which of the devices of a task its fault is of: the one that it named, unless NVML or the driver's
+    /// Xids tell of another and of that one nothing. An error of one GPU may be told of others of the
+    /// process too (`CUDA_ERROR_ILLEGAL_ADDRESS` and its like in cuda.h).
+    pub async fn culprit(self: &Arc<Self>, named: DeviceId, among: &[DeviceId]) -> DeviceId {
+        let gpu = |id: &DeviceId| match id {
+            DeviceId::Cpu => None,
+            DeviceId::Cuda(index) => Some(*index),
+        };
+        let (Some(index), [_, _, ..]) = (gpu(&named), among) else {
+            return named;
+        };
+        let among: Vec<u32> = among.iter().filter_map(gpu).collect();
+        let machine = Arc::clone(self);
+        let asked = tokio::task::spawn_blocking(move || machine.watch.culprit(index, &among));
+        asked.await.map_or(named, DeviceId::Cuda)
+    }
+
     /// The Xid that the driver reported of a device just before.
     pub fn reported(&self, device: DeviceId) -> Option<u64> {
         match device {

@@ -55,6 +55,12 @@ pub struct Shown {
     pub last_xid: Option<(LastXid, Duration)>,
 }
 
+/// What would recover a GPU, by its own word.
+fn recovery(gpu: &Gpu) -> Option<Recovery> {
+    let told = gpu.readings.recovery_action;
+    told.filter(|recovery| *recovery != Recovery::None)
+}
+
 /// How thoroughly a GPU is tested.
 type Depths = Box<dyn Fn(DeviceId) -> Depth + Send + Sync>;
 
@@ -136,9 +142,7 @@ impl Watch {
                         let what = gpu.unfit().unwrap_or("it is not split any more");
                         self.tell(gpu.index, &Signal::Changed(what));
                     }
-                    let recovery = gpu.readings.recovery_action;
-                    let recovery = recovery.filter(|recovery| *recovery != Recovery::None);
-                    self.tell(gpu.index, &Signal::Answered(recovery));
+                    self.tell(gpu.index, &Signal::Answered(recovery(gpu)));
                 }
             }
         }
@@ -295,6 +299,23 @@ impl Watch {
     /// Tells that a task had a fault of its GPU.
     pub(super) fn fault(&self, index: u32, reason: &str) {
         self.tell(index, &Signal::Fault(reason));
+    }
+
+    /// Which of several GPUs a task's fault is of: the one that the task named, unless NVML or the driver's
+    /// Xids tell of another and of that one nothing. It asks NVML, and waits up to a second.
+    pub(super) fn culprit(&self, named: u32, among: &[u32]) -> u32 {
+        self.monitor.refresh();
+        let told = |index: &u32| {
+            let wards = self.wards();
+            let health = wards.get(index).map(|ward| ward.condition.health());
+            drop(wards);
+            health.is_some_and(|health| health != Health::Healthy)
+                || self.reported(*index).is_some()
+        };
+        if told(&named) {
+            return named;
+        }
+        among.iter().copied().find(told).unwrap_or(named)
     }
 
     /// The Xid that the driver reported of a GPU just before.

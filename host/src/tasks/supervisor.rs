@@ -170,9 +170,10 @@ async fn supervise(
                     }
                     FromWorker::Finished { failure } => {
                         let completed = || End { state: TaskState::Completed, message: "completed".to_owned(), code: None };
-                        let end = failure.map_or_else(completed, |failure| {
-                            failed(&failure.code, blamed(inner, record, &failure, culprit.as_deref()))
-                        });
+                        let end = match failure {
+                            Some(failure) => failed(&failure.code, blamed(inner, record, &failure, culprit).await),
+                            None => completed(),
+                        };
                         worker.ended(PATIENCE).await;
                         break Some(end);
                     }
@@ -190,10 +191,7 @@ async fn supervise(
                     }
                     FromWorker::Fault { device, message } if culprit.is_none() => {
                         // At once: an Xid that comes when its lease has ended must find who did it.
-                        if let Ok(Selector::Device(failed)) = device.parse() {
-                            inner.settings.machine.fault(failed, &message);
-                        }
-                        culprit = Some(device);
+                        culprit = lay(inner, record, &device, &message).await;
                     }
                     FromWorker::Heartbeat => observe(inner, record, lease.as_ref()).await,
                     other => note(inner, record, other),
@@ -257,28 +255,47 @@ async fn supervise(
     })
 }
 
-/// What a failure says, and what the machine knows of it. A fault of the task's device is told to the
-/// machine, unless the worker has named the `culprit`, which was told then.
-fn blamed(inner: &Inner, record: &TaskRecord, failure: &Failure, culprit: Option<&str>) -> String {
-    let message = failure.message.clone();
-    let name = culprit.or(record.device.as_deref());
-    let device = name.map(str::parse);
-    let Some(Ok(Selector::Device(device))) = device else {
-        return message;
+/// Lays a fault to one of a task's devices, of which it names one, and tells the machine. Gives that
+/// device.
+async fn lay(inner: &Inner, record: &TaskRecord, named: &str, message: &str) -> Option<DeviceId> {
+    let device = |text: &str| match text.parse() {
+        Ok(Selector::Device(id)) => Some(id),
+        _ => None,
     };
+    let granted = record.devices.iter();
+    let among: Vec<DeviceId> = granted.filter_map(|own| device(&own.device)).collect();
+    let machine = &inner.settings.machine;
+    let failed = machine.culprit(device(named)?, &among).await;
+    machine.fault(failed, message);
+    Some(failed)
+}
+
+/// What a failure says, and what the machine knows of it. A fault of the task's device is laid to its
+/// first, unless the worker has named one: that is the `culprit`.
+async fn blamed(
+    inner: &Inner,
+    record: &TaskRecord,
+    failure: &Failure,
+    culprit: Option<DeviceId>,
+) -> String {
+    let message = failure.message.clone();
     if !FAULTS.contains(&failure.code.as_str()) {
         return message;
     }
+    let culprit = match (culprit, &record.device) {
+        (None, Some(first)) => lay(inner, record, first, &message).await,
+        (culprit, _) => culprit,
+    };
+    let Some(device) = culprit else {
+        return message;
+    };
+    let name = device.to_string();
     let mut granted = record.devices.iter();
-    let own = granted.find(|granted| Some(&*granted.device) == name);
+    let own = granted.find(|granted| granted.device == name);
     let uuid = own.and_then(|granted| granted.device_uuid.as_deref());
     let uuid = uuid.unwrap_or("no UUID");
     let named = format!("{device} ({uuid}): {message}");
-    let machine = &inner.settings.machine;
-    if culprit.is_none() {
-        machine.fault(device, &message);
-    }
-    match machine.reported(device) {
+    match inner.settings.machine.reported(device) {
         Some(xid) => format!("{named}; the driver reported Xid {xid}"),
         None => named,
     }

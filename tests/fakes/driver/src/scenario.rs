@@ -5,6 +5,7 @@
 //! cuda = 13000                 # as cuDriverGetVersion gives it
 //! thread_order = "reverse"     # of a block's threads: forward, reverse or a seed
 //! unloaded = true              # the driver is not there for NVML
+//! failures_spread = true       # what ends a process's context on one GPU ends those on all others
 //! restarts = 1                 # of the driver: NVML knows nothing any more until it is started anew
 //!
 //! [[gpu]]
@@ -109,6 +110,9 @@ pub struct Scenario {
     /// Whether the driver is not there.
     #[serde(default)]
     pub unloaded: bool,
+    /// Whether what ends a context ends all of its process.
+    #[serde(default)]
+    pub failures_spread: bool,
     /// How often it was restarted.
     #[serde(default)]
     pub restarts: u32,

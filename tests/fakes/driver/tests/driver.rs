@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use fakedriver::cuda::*;
+use fakedriver::cuda::exports::*;
 
 const INSIDE: &str = "HANGAR_TEST_INSIDE";
 
