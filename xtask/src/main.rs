@@ -180,9 +180,10 @@ fn test(full: bool) -> anyhow::Result<()> {
     tests.args(if nextest {
         &["nextest", "run"][..]
     } else {
-        &["test", "--tests"]
+        &["test"]
     });
-    tests.args(["--workspace", "--locked", "--release"]);
+    // `--tests` leaves the examples, which have none.
+    tests.args(["--workspace", "--locked", "--release", "--tests"]);
     if full {
         tests.env("HANGAR_TESTS", "full");
     }
