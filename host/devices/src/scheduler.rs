@@ -174,18 +174,20 @@ impl Scheduler {
         self.ledger.devices[place].memory.returning_of(lease)
     }
 
-    /// Takes measurements of GPUs; true where one left more room than before.
+    /// Takes measurements of GPUs; true where one left more room than before, or another reason to wait.
     pub(crate) fn measure(&mut self, measurements: &[(DeviceId, Measurement)]) -> bool {
-        let mut free = Vec::new();
+        let (mut free, mut heated) = (Vec::new(), false);
         for (id, measurement) in measurements {
             let Some(place) = self.ledger.find(*id) else {
                 continue;
             };
+            let hot = self.ledger.devices[place].hot();
             let more = self.ledger.measure(place, measurement);
+            heated |= !hot && self.ledger.devices[place].hot();
             free.extend(self.unhold_hopeless(place));
             free.extend(more.then_some(place));
         }
-        let any = !free.is_empty();
+        let any = heated || !free.is_empty();
         self.decide(free, Vec::new());
         any
     }

@@ -210,6 +210,25 @@ fn a_wish_that_can_never_be_granted_any_more_is_refused_while_it_waits() {
 }
 
 #[test]
+fn those_that_wait_are_told_that_a_gpu_has_become_too_hot() {
+    let allocator = machine(1);
+    let changes = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&changes);
+    allocator.on_change(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let at = |margin| {
+        let measurement = Measurement {
+            thermal_margin_c: Some(margin),
+            ..Measurement::default()
+        };
+        allocator.measured(&[(DeviceId::Cuda(0), measurement)]);
+        changes.swap(0, Ordering::Relaxed)
+    };
+    assert_eq!([60, 50, 3, 2].map(at), [0, 0, 1, 0]);
+}
+
+#[test]
 fn threads_that_race_never_hold_more_than_the_limit_and_none_is_forgotten() {
     let allocator = machine(2);
     let (held, most, changes) = (
