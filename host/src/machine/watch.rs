@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::{
-    Allocator, Cause, Condition, DeviceEntry, DeviceId, Gpu, Health, LastXid, Monitor, News, Order,
-    Recovery, Signal, Snapshot, State, Usage,
+    Allocator, Cause, Condition, DeviceEntry, DeviceId, Failure, Gpu, Health, LastXid, Monitor,
+    News, Order, Recovery, Signal, Snapshot, State, Usage,
 };
 
 use super::{entry, measurement};
@@ -18,6 +18,9 @@ use crate::worker::probe::{Depth, Finding, probe};
 
 /// A task's fault is told of with an Xid that was reported no longer before.
 const RECENT: Duration = Duration::from_secs(10);
+/// How often NVML is asked which of several GPUs has failed, and the pause between.
+const LOOKS: u32 = 5;
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// A GPU under watch.
 struct Ward {
@@ -302,20 +305,36 @@ impl Watch {
     }
 
     /// Which of several GPUs a task's fault is of: the one that the task named, unless NVML or the driver's
-    /// Xids tell of another and of that one nothing. It asks NVML, and waits up to a second.
+    /// Xids tell of another and of that one nothing. NVML may know of it some time after the task, so it
+    /// is asked up to [`LOOKS`] times, until it tells of one.
     pub(super) fn culprit(&self, named: u32, among: &[u32]) -> u32 {
-        self.monitor.refresh();
-        let told = |index: &u32| {
-            let wards = self.wards();
-            let health = wards.get(index).map(|ward| ward.condition.health());
-            drop(wards);
-            health.is_some_and(|health| health != Health::Healthy)
-                || self.reported(*index).is_some()
-        };
-        if told(&named) {
-            return named;
+        for look in 0..LOOKS {
+            if look > 0 {
+                std::thread::sleep(GLANCE);
+            }
+            let sample = self.monitor.refresh();
+            let told = |index: &u32| {
+                // The sample may not have been heard of yet.
+                let mut sampled = sample.gpus.iter().filter(|gpu| gpu.index == *index);
+                let lost = |gpu: &Gpu| {
+                    let gone = [Some(Failure::Lost), Some(Failure::ResetRequired)];
+                    gone.contains(&gpu.failure) || recovery(gpu).is_some()
+                };
+                let wards = self.wards();
+                let health = wards.get(index).map(|ward| ward.condition.health());
+                drop(wards);
+                sampled.any(lost)
+                    || health.is_some_and(|health| health != Health::Healthy)
+                    || self.reported(*index).is_some()
+            };
+            if told(&named) {
+                return named;
+            }
+            if let Some(&other) = among.iter().find(|index| told(index)) {
+                return other;
+            }
         }
-        among.iter().copied().find(told).unwrap_or(named)
+        named
     }
 
     /// The Xid that the driver reported of a GPU just before.
