@@ -484,6 +484,9 @@ fn of_several_tasks_on_a_gpu_an_xid_fails_the_one_with_an_error_of_its_own() {
     let message = task["message"].as_str().unwrap();
     assert!(message.contains("ILLEGAL_ADDRESS"), "{message}");
     assert_eq!(state(other), "running");
+    scene.until(1, "its own Xid is told", |gpu| {
+        gpu["last_xid"]["code"] == 31
+    });
     // The driver tells of it again, when the other task is alone.
     scene.change("", &(xids + &xid(2, 31) + &xid(3, 13)));
     scene.until(1, "the Xid is told", |gpu| gpu["last_xid"]["code"] == 13);
