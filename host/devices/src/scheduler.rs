@@ -427,10 +427,11 @@ impl Scheduler {
         for class in classes {
             let Class { kind, waiting, .. } = &self.classes[class];
             let offer = offer[*kind as usize];
-            let first = waiting
-                .iter()
-                .take(WINDOW)
-                .filter(|(_, wish)| wish.fresh || offer > wish.least_bytes);
+            // Several GPUs may be had elsewhere as soon as a pool takes one more.
+            let looked_at =
+                |wish: &Wish| wish.fresh || wish.request.gpus > 1 || offer > wish.least_bytes;
+            let first = waiting.iter().take(WINDOW);
+            let first = first.filter(|(_, wish)| looked_at(wish));
             line.extend(first.map(|(&key, _)| (key, class)));
         }
         line.sort_unstable();

@@ -48,7 +48,8 @@ impl Scheduler {
     }
 
     /// Keeps as many devices for a wish as it asks for, or none: of those that it could take and that are
-    /// kept for nobody before it, the first by [`crate::ledger::Rank`]. Gives the devices that are kept no longer, because another wish would not have had all its.
+    /// kept for nobody before it, the first by [`crate::ledger::Rank`]. Gives the devices that are kept no
+    /// longer, because another wish would not have had all its.
     pub(super) fn hold(&mut self, class: usize, key: Key) -> Vec<usize> {
         let Some(wish) = self.classes[class].waiting.get(&key) else {
             return Vec::new();

@@ -95,6 +95,10 @@ fn ordinals(grant: &Grant) -> Vec<u32> {
     .collect()
 }
 
+fn pool(json: &str) -> Pool {
+    serde_json::from_str(json).unwrap()
+}
+
 /// What a worker takes whose sessions hold so much.
 fn session(gigabytes: u64) -> Taken {
     Taken {

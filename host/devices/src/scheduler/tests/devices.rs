@@ -392,10 +392,6 @@ fn tasks_wait_for_a_gpu_that_is_unwell_and_others_take_what_there_is() {
     assert_eq!(grants, both);
 }
 
-fn pool(json: &str) -> Pool {
-    serde_json::from_str(json).unwrap()
-}
-
 #[test]
 fn a_pool_has_gpus_limits_a_policy_and_plugins_of_its_own() {
     let mut s = machine(4);

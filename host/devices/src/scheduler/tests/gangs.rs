@@ -197,3 +197,20 @@ fn gpus_are_kept_for_the_first_of_those_that_were_passed_and_for_none_that_canno
         .collect();
     assert_eq!(order, [second]);
 }
+
+#[test]
+fn gpus_are_had_as_soon_as_a_pool_takes_one_more_though_the_one_that_ended_its_task_takes_none() {
+    let mut s = machine(3);
+    let trio = pool(r#"{"gpus": ["cuda:0", "cuda:1", "cuda:2"], "limits": {"training": 2}}"#);
+    s.set_pools(vec![("trio".parse().unwrap(), trio)]);
+    let first = s.granted(training("cuda:0", 1, 0));
+    let (waiting, _) = s.waits(gang("trio", 2, 1, 1));
+    s.drain(DeviceId::Cuda(0), true).unwrap();
+    assert_eq!(s.grants(), []);
+    s.end(&first.places(), first.lease);
+    let decided = s.decisions();
+    let [(number, Ok(grant))] = &decided[..] else {
+        panic!("{decided:?}");
+    };
+    assert_eq!((*number, ordinals(grant)), (waiting, vec![1, 2]));
+}
